@@ -1,0 +1,13 @@
+//! Bounds that both sides share.
+
+/// Frames kept of one creation stack. Deeper stacks keep their innermost frames.
+pub const STACK_DEPTH: usize = 16;
+
+/// Probe sets that can be attached at one time: the length of the maps indexed by slot.
+pub const SLOTS: u32 = 256;
+
+/// Default size of the ring buffer in bytes: a power of two, 131,072 records of 64 bytes.
+pub const RING_BYTES: u32 = 8 << 20;
+
+/// Default number of distinct creation stacks kept in the kernel.
+pub const STACKS: u32 = 16_384;

@@ -1,0 +1,2 @@
+//! The kernel side; on the host an empty program.
+fn main() {}
