@@ -1,2 +1,48 @@
-//! The leaktrace command.
-fn main() {}
+//! The leaktrace command: parse, run, exit code.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use leaktrace::cli::{Cli, Command};
+use leaktrace::command;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default_level = match cli.command {
+        Command::Daemon(_) => "info",
+        _ => "warn",
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            EnvFilter::try_from_env("LEAKTRACE_LOG").unwrap_or_else(|_| default_level.into()),
+        )
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+    let outcome = match cli.command {
+        Command::Snapshot(arguments) => command::snapshot::run(&arguments),
+        Command::Record(arguments) => command::record::run(&arguments),
+        Command::Daemon(arguments) => command::daemon::run(&arguments),
+        Command::Inspect(arguments) => command::inspect::run(&arguments),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, whatever the parts of the chain hold. If standard error is closed, nobody is there to tell.
+            let sentence = format!("{error:#}").replace('\n', " ");
+            let _ = writeln!(io::stderr(), "leaktrace: {sentence}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// `leaktrace … | head` closes our standard output: that is no error of ours.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<io::Error>())
+        .any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,184 @@
+//! Walks `runtime.allgs`: every goroutine that ever was has a slot there, the dead ones too.
+
+use super::{Census, CensusError, Fields, Layout, Memory, for_each_structure};
+use crate::address::RuntimeAddr;
+use crate::event::Goid;
+
+/// One goroutine that was alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Goroutine {
+    /// `g.goid`: never used again in the life of the process.
+    pub goid: Goid,
+    /// Address of its `g`, which is used again after its end.
+    pub g: RuntimeAddr,
+    /// What it does.
+    pub status: Status,
+    /// Index into the wait reasons; means something only while waiting.
+    pub wait_reason: u8,
+    /// Return address of the `go` statement that made it; 0 for a C thread's goroutine.
+    pub gopc: RuntimeAddr,
+    /// The first instruction that it ran.
+    pub startpc: RuntimeAddr,
+    /// Bytes of its stack.
+    pub stack_bytes: u64,
+}
+
+/// `g.atomicstatus` without the scan bit (src/runtime/runtime2.go: _Gidle and on).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// On a run queue.
+    Runnable,
+    /// Executing Go code; also while its stack is moved.
+    Running,
+    /// In a system call or C code.
+    Syscall,
+    /// Blocked in the runtime.
+    Waiting,
+    /// Stopped itself to be suspended.
+    Preempted,
+}
+
+impl Status {
+    /// The status of a live goroutine; `None` for idle, dead and unknown numbers.
+    #[must_use]
+    pub fn from_number(number: u32) -> Option<Self> {
+        /// `_Gscan`: or-ed in while the collector owns the stack.
+        const SCAN: u32 = 0x1000;
+        match number & !SCAN {
+            1 => Some(Self::Runnable),
+            // 8 is _Gcopystack: it runs, on a stack that is being moved.
+            2 | 8 => Some(Self::Running),
+            3 => Some(Self::Syscall),
+            // 10 is _Gleaked (Go ≥ 1.26): the leak profile's name for waiting.
+            4 | 10 => Some(Self::Waiting),
+            9 => Some(Self::Preempted),
+            _ => None,
+        }
+    }
+}
+
+/// Most slots of allgs that we read: 16 Mi of them are 128 MB of pointers, and at least 32 GB of stacks.
+const MOST_SLOTS: u64 = 16 << 20;
+
+/// How often the list may change under us before we give up.
+const TRIES: u32 = 5;
+
+/// Adds every live goroutine to `census`.
+pub(super) fn walk(
+    memory: &dyn Memory,
+    layout: &Layout,
+    census: &mut Census,
+) -> Result<(), CensusError> {
+    let mut addresses = list(memory, layout)?;
+    let size = layout.offsets.g_span();
+    let mut unsure = Vec::new();
+    let goroutines = &mut census.goroutines;
+    for_each_structure(
+        memory,
+        &mut addresses,
+        size,
+        &mut census.unreadable,
+        |address, fields| {
+            if let Some(goroutine) = parse(layout, address, fields) {
+                if goroutine.status == Status::Waiting {
+                    goroutines.push(goroutine);
+                } else {
+                    // It moves: the fields may be of two lives.
+                    unsure.push(goroutine);
+                }
+            }
+        },
+    )?;
+    for goroutine in unsure {
+        match settle(memory, layout, goroutine, size)? {
+            Settled::Alive(goroutine) => census.goroutines.push(goroutine),
+            Settled::Dead => {}
+            Settled::Unsteady => census.unreadable += 1,
+        }
+    }
+    Ok(())
+}
+
+enum Settled {
+    Alive(Goroutine),
+    Dead,
+    Unsteady,
+}
+
+/// Reads a moving goroutine again until two readings agree on who it is.
+fn settle(
+    memory: &dyn Memory,
+    layout: &Layout,
+    mut before: Goroutine,
+    size: usize,
+) -> Result<Settled, CensusError> {
+    let mut bytes = vec![0; size];
+    for _ in 0..TRIES {
+        match memory.read(before.g, &mut bytes) {
+            Ok(()) => {}
+            Err(super::MemoryError::Unmapped { .. }) => return Ok(Settled::Unsteady),
+            Err(error) => return Err(error.into()),
+        }
+        match parse(layout, before.g.0, Fields(&bytes)) {
+            None => return Ok(Settled::Dead),
+            Some(now) if now.goid == before.goid && now.gopc == before.gopc => {
+                return Ok(Settled::Alive(now));
+            }
+            Some(now) => before = now,
+        }
+    }
+    Ok(Settled::Unsteady)
+}
+
+/// The addresses of all gs. `allgadd` (src/runtime/proc.go) stores the pointer before the length, so we read
+/// the length first; a pointer that changed meanwhile means that the array was moved and the old one freed.
+fn list(memory: &dyn Memory, layout: &Layout) -> Result<Vec<u64>, CensusError> {
+    for _ in 0..TRIES {
+        let count = memory.word(layout.allglen)?;
+        if count > MOST_SLOTS {
+            return Err(CensusError::Implausible {
+                what: "goroutines",
+                count,
+                limit: MOST_SLOTS,
+            });
+        }
+        let array = memory.word(layout.allgptr)?;
+        let mut bytes = vec![0; usize::try_from(count * 8).unwrap_or(0)];
+        let read = memory.read(RuntimeAddr(array), &mut bytes);
+        if memory.word(layout.allgptr)? != array {
+            continue;
+        }
+        read?;
+        return Ok(bytes
+            .chunks_exact(8)
+            .map(|chunk| Fields(chunk).word(0))
+            .filter(|address| *address != 0)
+            .collect());
+    }
+    Err(CensusError::Unsteady {
+        what: "goroutines",
+        tries: TRIES,
+    })
+}
+
+fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Goroutine> {
+    let g = &layout.offsets.g;
+    let status = Status::from_number(fields.half(g.atomicstatus as usize))?;
+    let goid = fields.word(g.goid as usize);
+    if goid == 0 {
+        return None;
+    }
+    let (low, high) = (
+        fields.word(g.stack as usize),
+        fields.word(g.stack as usize + 8),
+    );
+    Some(Goroutine {
+        goid: Goid(goid),
+        g: RuntimeAddr(address),
+        status,
+        wait_reason: fields.byte(g.waitreason as usize),
+        gopc: RuntimeAddr(fields.word(g.gopc as usize)),
+        startpc: RuntimeAddr(fields.word(g.startpc as usize)),
+        stack_bytes: high.saturating_sub(low),
+    })
+}

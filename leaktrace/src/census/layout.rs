@@ -1,0 +1,83 @@
+//! Where, in one process, the runtime keeps what the census reads: only the fields that are read.
+
+use crate::address::{LoadBias, RuntimeAddr};
+use crate::census::TimerKind;
+use crate::resolve::Program;
+use crate::resolve::offsets::Offsets;
+
+/// The runtime's lists at their addresses in the process, and the offsets of the fields in them.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// `runtime.allglen`.
+    pub allglen: RuntimeAddr,
+    /// `runtime.allgptr`.
+    pub allgptr: RuntimeAddr,
+    /// `runtime.allp`.
+    pub allp: RuntimeAddr,
+    /// `runtime.waitReasonStrings`.
+    pub wait_reasons: RuntimeAddr,
+    /// How many entries `wait_reasons` has.
+    pub wait_reason_count: u64,
+    /// Offsets of the fields.
+    pub offsets: Offsets,
+    /// What the functions that timers run mean.
+    pub timer_functions: TimerFunctions,
+}
+
+/// Entry points of the functions that tell a timer's kind, in the process.
+#[derive(Clone, Debug, Default)]
+pub struct TimerFunctions(Vec<(RuntimeAddr, TimerKind)>);
+
+impl TimerFunctions {
+    /// The kind of a timer that runs the code at `function`; `None` for the runtime's own.
+    ///
+    /// `time.sendTime` serves timers and tickers alike: the period tells which.
+    #[must_use]
+    pub fn kind(&self, function: RuntimeAddr, period_ns: i64) -> Option<TimerKind> {
+        let (_, kind) = self.0.iter().find(|(entry, _)| *entry == function)?;
+        Some(match kind {
+            TimerKind::Timer if period_ns > 0 => TimerKind::Ticker,
+            kind => *kind,
+        })
+    }
+
+    /// The table with these entries.
+    #[must_use]
+    pub fn new(entries: Vec<(RuntimeAddr, TimerKind)>) -> Self {
+        Self(entries)
+    }
+}
+
+/// Functions by which a timer's kind is known (src/time/sleep.go, src/runtime/time.go and netpoll.go, Go 1.18 to 1.27).
+const FUNCTIONS: [(&str, TimerKind); 6] = [
+    ("time.sendTime", TimerKind::Timer),
+    ("time.goFunc", TimerKind::AfterFunc),
+    ("runtime.goroutineReady", TimerKind::Sleep),
+    ("runtime.netpollDeadline", TimerKind::Deadline),
+    ("runtime.netpollReadDeadline", TimerKind::Deadline),
+    ("runtime.netpollWriteDeadline", TimerKind::Deadline),
+];
+
+impl Layout {
+    /// The layout of `program` in a process that the kernel moved by `bias`.
+    #[must_use]
+    pub fn new(program: &Program, bias: LoadBias) -> Self {
+        let globals = &program.globals;
+        let timer_functions = FUNCTIONS
+            .iter()
+            .filter_map(|(name, kind)| {
+                let entry = program.functions.function_named(name)?.entry;
+                Some((bias.to_runtime(entry), *kind))
+            })
+            .collect();
+        Self {
+            allglen: bias.to_runtime(globals.allglen),
+            allgptr: bias.to_runtime(globals.allgptr),
+            allp: bias.to_runtime(globals.allp),
+            wait_reasons: bias.to_runtime(globals.wait_reasons),
+            wait_reason_count: globals.wait_reason_count,
+            offsets: program.offsets.clone(),
+            timer_functions: TimerFunctions(timer_functions),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The arguments as typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Finds leaking goroutines and timers in running, unmodified Go programs.
+#[derive(Debug, Parser)]
+#[command(name = "leaktrace", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Count once what is alive: every goroutine and pending timer by call site. Puts no probe on, safe anywhere.
+    Snapshot(Snapshot),
+    /// Watch with probes for a while, then report. Exit code: 0 nothing found, 1 leak found, 2 error.
+    Record(Record),
+    /// Watch until told to stop, and serve Prometheus metrics.
+    Daemon(Daemon),
+    /// Show what is in a Go program: release, build, and every instruction that a probe would sit on.
+    Inspect(Inspect),
+}
+
+/// Arguments of `snapshot`.
+#[derive(Debug, Args)]
+pub struct Snapshot {
+    /// Process to look at.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    #[command(flatten)]
+    /// Where the report goes.
+    pub output: Output,
+}
+
+/// Arguments of `record`.
+#[derive(Debug, Args)]
+pub struct Record {
+    /// Process to watch.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// How long to watch: 90s, 5m, 1h. Ctrl-C ends it early, with the report.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub duration: Duration,
+    /// What the probes hear.
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    pub events: EventsLevel,
+    #[command(flatten)]
+    /// Where the report goes.
+    pub output: Output,
+}
+
+/// Arguments of `daemon`.
+#[derive(Debug, Args)]
+pub struct Daemon {
+    /// Process to watch.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// Address to serve on; port 0 takes a free one, which the log tells.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9779")]
+    pub listen: SocketAddr,
+    /// Time between two counts of what is alive.
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
+    pub interval: Duration,
+    /// What the probes hear.
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    pub events: EventsLevel,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct InspectWhat {
+    /// Process whose executable to look into.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+    /// Executable to look into.
+    #[arg(value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    #[command(flatten)]
+    /// Process or file.
+    pub what: InspectWhat,
+    #[command(flatten)]
+    /// Where the answer goes.
+    pub output: Output,
+}
+
+/// How and where an answer is written.
+#[derive(Debug, Args)]
+pub struct Output {
+    /// Form of the answer.
+    #[arg(long, value_name = "FORM", default_value = "table")]
+    pub format: Format,
+    /// File to write to instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs: one JSON object, its shape named in "schema".
+    Json,
+}
+
+/// What the probes hear.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EventsLevel {
+    /// The richest level that costs the program little: today the same as lifecycle.
+    Auto,
+    /// Births and ends of goroutines, timers armed, stopped and fired.
+    Lifecycle,
+    /// Also every time a goroutine blocks or wakes: dear on a busy program.
+    Full,
+    /// Nothing: only count what is alive.
+    None,
+}
+
+/// Reads a time such as `90s`, `5m`, `1h` or `500ms`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text
+        .find(|character: char| !character.is_ascii_digit() && character != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let scale = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("unknown unit \"{unit}\": use ms, s, m or h")),
+    };
+    let number: f64 = number
+        .parse()
+        .map_err(|_| "a time is a number and a unit, such as 60s".to_owned())?;
+    let seconds = number * scale;
+    if !(0.1..=31_536_000.0).contains(&seconds) {
+        return Err("a time lies between 100ms and a year".to_owned());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(duration("60s"), Ok(Duration::from_secs(60)));
+        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("2"), Ok(Duration::from_secs(2)));
+        for wrong in ["", "s", "-1s", "5 parsecs", "0s", "1e9h", "nans"] {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! The clock that the kernel stamps events with.
+
+use nix::time::{ClockId, clock_gettime};
+
+/// CLOCK_MONOTONIC in nanoseconds: the same clock as `bpf_ktime_get_ns` and the Go runtime's timers.
+#[must_use]
+pub fn monotonic_ns() -> u64 {
+    // The clock exists on every Linux; 0 would only make ages wrong, never addresses.
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+        let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or(0);
+        seconds * 1_000_000_000 + nanoseconds
+    })
+}

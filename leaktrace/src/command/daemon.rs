@@ -1,0 +1,81 @@
+//! `leaktrace daemon`: watch until told to stop, and serve what is known.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::record::{DRAIN_EVERY, level};
+use crate::cli::Daemon;
+use crate::export::metrics::target_name;
+use crate::export::server::{self, Status};
+use crate::session::Session;
+use crate::target::Pid;
+
+/// Runs until SIGINT or SIGTERM.
+///
+/// # Errors
+/// When the process cannot be watched at the start, or the address not be served on.
+pub fn run(arguments: &Daemon) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    runtime.block_on(serve(arguments))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let listener = server::bind(arguments.listen).await?;
+    let address = listener.local_addr().context("the socket has no address")?;
+    let (publish, status) = watch::channel(Status::Starting);
+    tokio::spawn(server::serve(listener, status));
+    tracing::info!("listening on http://{address}");
+
+    let mut session = Session::open(Pid(arguments.pid))?;
+    session.attach(level(arguments.events))?;
+    session.census()?;
+    publish.send_replace(Status::Watching(Arc::new(session.report())));
+    tracing::info!(pid = arguments.pid, exe = %session.process.exe.display(), "watching");
+
+    let mut drain = interval(DRAIN_EVERY);
+    drain.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut reading = interval(arguments.interval);
+    reading.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    reading.tick().await;
+    let mut watching = true;
+    loop {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = reading.tick(), if watching => match session.census() {
+                Ok(_) => {
+                    publish.send_replace(Status::Watching(Arc::new(session.report())));
+                }
+                Err(error) if session.process.is_alive() => {
+                    // The last report stays; the next census may succeed.
+                    tracing::warn!("no census of process {}: {error:#}", arguments.pid);
+                }
+                Err(_) => {
+                    watching = false;
+                    session.detach();
+                    tracing::info!(pid = arguments.pid, "the target has exited");
+                    let name = target_name(&session.process.exe.to_string_lossy()).to_owned();
+                    publish.send_replace(Status::Gone(name));
+                }
+            },
+            _ = drain.tick(), if watching => {
+                session.drain();
+            }
+        }
+    }
+    session.detach();
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! What each subcommand does, one file each.
+
+pub mod daemon;
+pub mod inspect;
+pub mod record;
+pub mod snapshot;
+
+mod output;

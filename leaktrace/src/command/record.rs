@@ -1,0 +1,104 @@
+//! `leaktrace record`: watch for a while, then report.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use super::output;
+use crate::cli::{EventsLevel, Record};
+use crate::probe::Level;
+use crate::session::Session;
+use crate::target::Pid;
+use crate::verdict;
+
+/// Readings that a recording takes of what is alive, within the bounds below.
+const READINGS: u32 = 40;
+
+/// Shortest and longest time between two readings.
+const PACE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// How often the ring buffer is emptied: it holds 131,072 records, so six million events a second fit.
+pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
+
+/// Watches, reports, and says by the exit code whether a leak was found.
+///
+/// # Errors
+/// When the process cannot be watched, or the answer not written.
+pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
+    let mut session = Session::open(Pid(arguments.pid))?;
+    session.attach(level(arguments.events))?;
+    session.census()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the event loop")?;
+    let ended = runtime.block_on(watch(&mut session, arguments.duration));
+    session.detach();
+    match ended? {
+        Ended::Over => {}
+        Ended::Interrupted => eprintln!("leaktrace: interrupted: this is the report so far"),
+        Ended::TargetExited => eprintln!(
+            "leaktrace: process {} exited: this is the report up to its end",
+            arguments.pid
+        ),
+    }
+    let report = session.report();
+    output::write_report(&report, &arguments.output)?;
+    Ok(match report.worst() {
+        verdict::Level::Leak => ExitCode::from(1),
+        verdict::Level::Suspect | verdict::Level::Ok => ExitCode::SUCCESS,
+    })
+}
+
+/// What the typed level means for the probes.
+pub(super) fn level(typed: EventsLevel) -> Level {
+    match typed {
+        EventsLevel::Auto | EventsLevel::Lifecycle => Level::Lifecycle,
+        EventsLevel::Full => Level::Full,
+        EventsLevel::None => Level::None,
+    }
+}
+
+enum Ended {
+    Over,
+    Interrupted,
+    TargetExited,
+}
+
+async fn watch(session: &mut Session, duration: Duration) -> anyhow::Result<Ended> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+    let end = Instant::now() + duration;
+    let mut drain = interval(DRAIN_EVERY);
+    drain.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut reading = interval((duration / READINGS).clamp(PACE.0, PACE.1));
+    reading.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    reading.tick().await;
+    let ended = loop {
+        tokio::select! {
+            biased;
+            _ = interrupt.recv() => break Ended::Interrupted,
+            _ = terminate.recv() => break Ended::Interrupted,
+            () = sleep_until(end) => break Ended::Over,
+            _ = reading.tick() => {
+                if let Err(error) = session.census() {
+                    if session.process.is_alive() {
+                        return Err(error);
+                    }
+                    break Ended::TargetExited;
+                }
+            }
+            _ = drain.tick() => {
+                session.drain();
+            }
+        }
+    };
+    // The last word belongs to the runtime itself.
+    if !matches!(ended, Ended::TargetExited) && session.census().is_err() {
+        return Ok(Ended::TargetExited);
+    }
+    Ok(ended)
+}

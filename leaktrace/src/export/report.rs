@@ -1,0 +1,429 @@
+//! What is known of one target at one moment: the JSON of `snapshot` and `record`, and what all other renderers take.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
+use crate::resolve::Program;
+use crate::target::Process;
+use crate::verdict::{self, Evidence, Level};
+
+/// Version of the JSON shape. Fields are only ever added within one version.
+pub const SCHEMA: &str = "leaktrace/v1";
+
+/// What is known of one target.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// Which process.
+    pub target: Target,
+    /// Its goroutines.
+    pub goroutines: Goroutines,
+    /// Its pending timers.
+    pub timers: Timers,
+    /// Every call site with something alive or counted; worst verdict first, then fastest growth, then largest count.
+    pub sites: Vec<SiteReport>,
+    /// How it was watched, and what was lost.
+    pub events: Events,
+}
+
+/// Which process.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Target {
+    /// Process id.
+    pub pid: i32,
+    /// When it started, seconds since the epoch.
+    pub start_time: f64,
+    /// Path of its executable.
+    pub exe: String,
+    /// Go release, as in `go1.27.3`.
+    pub go_version: String,
+    /// Build id.
+    pub build_id: String,
+    /// Main module.
+    pub module: String,
+    /// Version of the main module.
+    pub version: String,
+    /// Revision in version control.
+    pub vcs_revision: String,
+    /// `amd64` or `arm64`.
+    pub arch: &'static str,
+}
+
+/// Totals over all goroutines.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Goroutines {
+    /// What `runtime.NumGoroutine` would say.
+    pub total: u64,
+    /// The runtime's own, not in `total`.
+    pub system: u64,
+    /// `total` by state.
+    pub by_state: BTreeMap<String, u64>,
+    /// On how many events and census disagreed when they last met.
+    pub drift: u64,
+}
+
+/// Totals over all pending timers.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Timers {
+    /// How many are in the runtime's heaps.
+    pub total: u64,
+    /// The same by kind.
+    pub by_kind: BTreeMap<&'static str, u64>,
+}
+
+/// One call site.
+#[derive(Clone, Debug, Serialize)]
+pub struct SiteReport {
+    /// `goroutine` or `timer`.
+    pub kind: &'static str,
+    /// Full name of the function.
+    pub function: String,
+    /// Path as the compiler wrote it; "" when not known.
+    pub file: String,
+    /// Line; 0 when not known.
+    pub line: u32,
+    /// `pkg.Func dir/file.go:42`: the label of metrics, stable across rebuilds that do not move the line.
+    pub site: String,
+    /// Alive now.
+    pub count: u64,
+    /// `count` by state (goroutines).
+    pub states: BTreeMap<String, u64>,
+    /// What its goroutines run, or its timers call.
+    pub start_function: String,
+    /// Age of the oldest.
+    pub oldest_seconds: f64,
+    /// Whether the oldest is at least that old: it was there before tracing began.
+    pub oldest_is_lower_bound: bool,
+    /// Births heard of while tracing.
+    pub created_total: u64,
+    /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
+    pub ended_total: u64,
+    /// Timers stopped while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped_total: Option<u64>,
+    /// Timers fired while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fired_total: Option<u64>,
+    /// How fast `count` grows.
+    pub growth_per_minute: f64,
+    /// Bytes of stack that its goroutines hold.
+    pub stack_bytes: u64,
+    /// Kind of the timers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timer_kind: Option<&'static str>,
+    /// Their period: only for tickers that all have the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub period_seconds: Option<f64>,
+    /// Whether the line is where it was made; false for a timer armed before tracing, known by what it will call.
+    pub attributed: bool,
+    /// ok, suspect or leak.
+    pub verdict: Level,
+    /// Name of the rule that decided; "" when ok.
+    pub rule: &'static str,
+    /// The evidence as a sentence; "" when ok.
+    pub evidence: String,
+    /// A stack that made one of them, innermost first.
+    pub creation_stack: Vec<CallSite>,
+}
+
+/// How it was watched, and what was lost.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Events {
+    /// `none`, `lifecycle` or `full`.
+    pub level: &'static str,
+    /// Events lost, all causes.
+    pub lost: u64,
+    /// The same by cause; only causes that occurred.
+    pub lost_by_cause: BTreeMap<&'static str, u64>,
+    /// Probe hits by kind of event.
+    pub hits: BTreeMap<&'static str, u64>,
+    /// Kinds of event that are not probed, and why.
+    pub not_probed: BTreeMap<&'static str, String>,
+    /// How long was watched, in seconds.
+    pub seconds: f64,
+}
+
+/// What a report is made of besides the ledger.
+pub struct Facts<'f> {
+    /// The process.
+    pub process: &'f Process,
+    /// Its executable.
+    pub program: &'f Program,
+    /// Names of its wait reasons, by number.
+    pub wait_reasons: &'f [String],
+    /// How it was watched.
+    pub events: Events,
+    /// CLOCK_MONOTONIC, nanoseconds.
+    pub now_ns: u64,
+}
+
+impl Report {
+    /// Draws up the report.
+    #[must_use]
+    pub fn new(ledger: &Ledger, symbols: &dyn Symbols, facts: Facts<'_>) -> Self {
+        let mut tallies: BTreeMap<SiteId, Tally> = BTreeMap::new();
+        for (_, live) in ledger.goroutines() {
+            let tally = tallies.entry(live.site).or_default();
+            *tally.states.entry(live.state).or_default() += 1;
+            tally.stack_bytes += live.stack_bytes;
+            tally.meet(live.since_ns, live.exact);
+        }
+        for timer in ledger.timers() {
+            let tally = tallies.entry(timer.site).or_default();
+            tally.meet(timer.since_ns, timer.exact);
+            tally.meet_period(timer.period_ns);
+        }
+
+        let mut goroutines = Goroutines {
+            drift: ledger.drift.total(),
+            ..Goroutines::default()
+        };
+        let mut timers = Timers::default();
+        let mut sites = Vec::new();
+        for (id, site) in ledger.sites.enumerate() {
+            let tally = tallies.remove(&id).unwrap_or_default();
+            match site.kind {
+                SiteKind::SystemGoroutine => {
+                    goroutines.system += site.live;
+                    continue;
+                }
+                SiteKind::Goroutine => {
+                    goroutines.total += site.live;
+                    for (state, count) in &tally.states {
+                        let name = state_name(*state, facts.wait_reasons);
+                        *goroutines.by_state.entry(name).or_default() += count;
+                    }
+                }
+                SiteKind::Timer(kind) => {
+                    timers.total += site.live;
+                    if site.live > 0 {
+                        *timers.by_kind.entry(kind.name()).or_default() += site.live;
+                    }
+                }
+            }
+            if site.live > 0 || site.created > 0 || site.ended > 0 {
+                sites.push(site_report(site, tally, symbols, &facts));
+            }
+        }
+        sites.sort_by(|a, b| {
+            (b.verdict, b.growth_per_minute.max(0.0).round(), b.count)
+                .partial_cmp(&(a.verdict, a.growth_per_minute.max(0.0).round(), a.count))
+                .unwrap_or(std::cmp::Ordering::Equal)
+                .then_with(|| a.site.cmp(&b.site))
+        });
+        Self {
+            schema: SCHEMA,
+            target: target(facts.process, facts.program),
+            goroutines,
+            timers,
+            sites,
+            events: facts.events,
+        }
+    }
+
+    /// The worst verdict of all sites.
+    #[must_use]
+    pub fn worst(&self) -> Level {
+        self.sites
+            .iter()
+            .map(|site| site.verdict)
+            .max()
+            .unwrap_or(Level::Ok)
+    }
+}
+
+/// What the live things of one site add up to.
+#[derive(Default)]
+struct Tally {
+    states: BTreeMap<State, u64>,
+    stack_bytes: u64,
+    oldest: Option<(u64, bool)>,
+    period: Option<Option<i64>>,
+}
+
+impl Tally {
+    fn meet(&mut self, since_ns: u64, exact: bool) {
+        // Of two equally old, the one whose age is only a lower bound may be older.
+        let met = (since_ns, exact);
+        self.oldest = Some(self.oldest.map_or(met, |oldest| oldest.min(met)));
+    }
+
+    fn meet_period(&mut self, period_ns: i64) {
+        self.period = Some(match self.period {
+            None => Some(period_ns),
+            Some(same) => same.filter(|same| *same == period_ns),
+        });
+    }
+}
+
+fn site_report(
+    site: &Site,
+    tally: Tally,
+    symbols: &dyn Symbols,
+    facts: &Facts<'_>,
+) -> SiteReport {
+    let mut states: BTreeMap<String, u64> = BTreeMap::new();
+    for (state, count) in tally.states {
+        *states
+            .entry(state_name(state, facts.wait_reasons))
+            .or_default() += count;
+    }
+    let by_state: Vec<(String, u64)> = states
+        .iter()
+        .map(|(state, count)| (state.clone(), *count))
+        .collect();
+    let (kind, things, timer_kind) = match site.kind {
+        SiteKind::Timer(kind) => ("timer", "timers", Some(kind.name())),
+        SiteKind::Goroutine | SiteKind::SystemGoroutine => ("goroutine", "goroutines", None),
+    };
+    let growth_per_minute = site.history.growth_per_minute();
+    let verdict = verdict::judge(&Evidence {
+        things,
+        count: site.live,
+        states: &by_state,
+        samples: site.history.samples(),
+        growth_per_minute,
+    });
+    let (since_ns, exact) = tally.oldest.unwrap_or((facts.now_ns, true));
+    let is_timer = timer_kind.is_some();
+    let is_ticker = timer_kind == Some("ticker");
+    SiteReport {
+        kind,
+        function: site.at.function.clone(),
+        file: site.at.file.clone(),
+        line: site.at.line,
+        site: label(&site.at, &facts.program.build),
+        count: site.live,
+        states,
+        start_function: site.start_function.clone(),
+        oldest_seconds: seconds(facts.now_ns.saturating_sub(since_ns)),
+        oldest_is_lower_bound: !exact,
+        created_total: site.created,
+        ended_total: if !is_timer {
+            site.ended
+        } else if is_ticker {
+            // A ticker goes on after it fired.
+            site.stopped
+        } else {
+            site.stopped + site.fired
+        },
+        stopped_total: is_timer.then_some(site.stopped),
+        fired_total: is_timer.then_some(site.fired),
+        growth_per_minute: (growth_per_minute * 10.0).round() / 10.0,
+        stack_bytes: tally.stack_bytes,
+        timer_kind,
+        period_seconds: tally
+            .period
+            .flatten()
+            .filter(|period| *period > 0)
+            .map(|period| seconds(period.unsigned_abs())),
+        attributed: site.attributed,
+        verdict: verdict.level,
+        rule: verdict.rule,
+        evidence: verdict.sentence,
+        creation_stack: site
+            .creation_stack
+            .map(|stack| creation_stack(&symbols.stack(stack), symbols))
+            .unwrap_or_default(),
+    }
+}
+
+/// The stack as a user reads it: inlined calls expanded, without the runtime's own frames at either end.
+fn creation_stack(
+    stack: &[crate::address::RuntimeAddr],
+    symbols: &dyn Symbols,
+) -> Vec<CallSite> {
+    stack
+        .iter()
+        .flat_map(|pc| symbols.frames_of_return(*pc))
+        .filter(|frame| !frame.function.starts_with("runtime."))
+        .map(|frame| CallSite {
+            function: frame.function,
+            file: frame.file,
+            line: frame.line,
+        })
+        .collect()
+}
+
+fn state_name(state: State, wait_reasons: &[String]) -> String {
+    match state {
+        State::New => "new".to_owned(),
+        State::Runnable => "runnable".to_owned(),
+        State::Running => "running".to_owned(),
+        State::Syscall => "syscall".to_owned(),
+        State::Preempted => "preempted".to_owned(),
+        State::Waiting(reason) => match wait_reasons.get(usize::from(reason)) {
+            Some(name) if !name.is_empty() => name.clone(),
+            Some(_) => "waiting".to_owned(),
+            None => format!("wait reason {reason}"),
+        },
+    }
+}
+
+/// `pkg.Func dir/file.go:42`: the last element of the package's path with the function, then the file's path
+/// without the module's root.
+fn label(at: &CallSite, build: &crate::resolve::buildinfo::BuildInfo) -> String {
+    let short = at.function.rsplit('/').next().unwrap_or(&at.function);
+    let Some(file) = at.file.rsplit('/').next().filter(|file| !file.is_empty()) else {
+        return short.to_owned();
+    };
+    let line = at.line;
+    match directory(&package_path(&at.function, build), &build.module) {
+        "" => format!("{short} {file}:{line}"),
+        directory => format!("{short} {directory}/{file}:{line}"),
+    }
+}
+
+/// The import path of the package that holds a function; package main's is in the build info.
+fn package_path(function: &str, build: &crate::resolve::buildinfo::BuildInfo) -> String {
+    let slash = function.rfind('/').map_or(0, |at| at + 1);
+    let dot = function[slash..]
+        .find('.')
+        .map_or(function.len(), |at| slash + at);
+    match &function[..dot] {
+        "main" => build.main_package.clone(),
+        // The linker escapes dots in the last element of a path (cmd/internal/objabi: PathToPrefix).
+        path => path.replace("%2e", "."),
+    }
+}
+
+/// Inside the main module the path from its root; elsewhere the last element of the package's path.
+fn directory<'p>(package: &'p str, module: &str) -> &'p str {
+    if !module.is_empty()
+        && let Some(rest) = package.strip_prefix(module)
+        && (rest.is_empty() || rest.starts_with('/'))
+    {
+        return rest.trim_start_matches('/');
+    }
+    match package {
+        // Built from files named on the command line: there is no module and no directory to tell.
+        "command-line-arguments" => "",
+        _ => package.rsplit('/').next().unwrap_or(package),
+    }
+}
+
+fn target(process: &Process, program: &Program) -> Target {
+    let build = &program.build;
+    Target {
+        pid: process.id.pid.0,
+        start_time: process.started_unix,
+        exe: process.exe.to_string_lossy().into_owned(),
+        go_version: build.go.to_string(),
+        build_id: program.build_id.clone(),
+        module: build.module.clone(),
+        version: build.version.clone(),
+        vcs_revision: build.vcs_revision.clone(),
+        arch: program.arch.name(),
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "an age in nanoseconds loses less than a microsecond in a year"
+)]
+fn seconds(ns: u64) -> f64 {
+    (ns as f64 / 1e9 * 1000.0).round() / 1000.0
+}

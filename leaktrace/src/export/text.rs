@@ -1,0 +1,224 @@
+//! The report as a table for people.
+
+use std::fmt::{self, Write as _};
+
+use super::Report;
+use super::report::SiteReport;
+use crate::verdict::Level;
+
+/// Renders `report`. At most `rows` sites are shown; how many were left out is said.
+#[must_use]
+pub fn render(report: &Report, rows: usize) -> String {
+    let mut out = String::new();
+    // Writing to a String does not fail.
+    let _ = write(&mut out, report, rows);
+    out
+}
+
+fn write(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
+    let target = &report.target;
+    let name = target.exe.rsplit('/').next().unwrap_or(&target.exe);
+    write!(out, "{name} (pid {}), {}", target.pid, target.go_version)?;
+    if !target.module.is_empty() {
+        write!(out, ", {}", target.module)?;
+        if !target.version.is_empty() {
+            write!(out, " {}", target.version)?;
+        }
+    }
+    writeln!(out)?;
+
+    let goroutines = &report.goroutines;
+    write!(
+        out,
+        "{} goroutines and {} of the runtime's own",
+        goroutines.total, goroutines.system
+    )?;
+    let mut states: Vec<_> = goroutines.by_state.iter().collect();
+    states.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
+    if !states.is_empty() {
+        let shown: Vec<String> = states
+            .iter()
+            .take(5)
+            .map(|(name, count)| format!("{count} {name}"))
+            .collect();
+        write!(out, ": {}", shown.join(", "))?;
+        if states.len() > shown.len() {
+            write!(out, ", …")?;
+        }
+    }
+    writeln!(out)?;
+    let timers = &report.timers;
+    write!(out, "{} pending timers", timers.total)?;
+    if !timers.by_kind.is_empty() {
+        let kinds: Vec<String> = timers
+            .by_kind
+            .iter()
+            .map(|(kind, count)| format!("{count} {kind}"))
+            .collect();
+        write!(out, ": {}", kinds.join(", "))?;
+    }
+    writeln!(out)?;
+    write_events(out, report)?;
+
+    for (heading, level) in [("LEAK", Level::Leak), ("SUSPECT", Level::Suspect)] {
+        for site in report.sites.iter().filter(|site| site.verdict == level) {
+            writeln!(out)?;
+            write_finding(out, heading, site)?;
+        }
+    }
+    writeln!(out)?;
+    write_table(out, report, rows)
+}
+
+fn write_events(out: &mut String, report: &Report) -> fmt::Result {
+    let events = &report.events;
+    if events.level == "none" {
+        return Ok(());
+    }
+    write!(
+        out,
+        "watched for {:.0} s, {} events",
+        events.seconds,
+        events.hits.values().sum::<u64>()
+    )?;
+    if events.lost > 0 {
+        let causes: Vec<String> = events
+            .lost_by_cause
+            .iter()
+            .map(|(cause, count)| format!("{count} {cause}"))
+            .collect();
+        write!(out, ", {} lost ({})", events.lost, causes.join(", "))?;
+    }
+    if report.goroutines.drift > 0 {
+        write!(out, ", {} goroutines of drift", report.goroutines.drift)?;
+    }
+    writeln!(out)?;
+    for (kind, reason) in &events.not_probed {
+        writeln!(out, "not watched: {kind}: {reason}")?;
+    }
+    Ok(())
+}
+
+fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Result {
+    writeln!(out, "{heading} ({}): {}", site.rule, site.evidence)?;
+    match (&site.timer_kind, site.period_seconds) {
+        (Some(kind), Some(period)) => write!(out, "  {kind} of {period} s armed at ")?,
+        (Some(kind), None) => write!(out, "  {kind} armed at ")?,
+        (None, _) => write!(out, "  started at ")?,
+    }
+    writeln!(out, "{}", at(site))?;
+    if !site.start_function.is_empty() && site.start_function != site.function {
+        let verb = if site.timer_kind.is_some() { "calls" } else { "runs" };
+        writeln!(out, "  {verb} {}", site.start_function)?;
+    }
+    for frame in &site.creation_stack {
+        writeln!(out, "    {}  {}:{}", frame.function, frame.file, frame.line)?;
+    }
+    Ok(())
+}
+
+fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
+    if report.sites.is_empty() {
+        return writeln!(out, "no goroutines and no timers of the program's own");
+    }
+    let watched = report.events.level != "none";
+    let header = if watched {
+        ["COUNT", "PER MIN", "CREATED", "ENDED", "OLDEST", "STATE", "CALL SITE"].as_slice()
+    } else {
+        ["COUNT", "STACK", "STATE", "CALL SITE"].as_slice()
+    };
+    let mut table = vec![header.iter().map(|cell| (*cell).to_owned()).collect()];
+    for site in report.sites.iter().take(rows) {
+        let state = site.timer_kind.map_or_else(|| main_state(site), str::to_owned);
+        table.push(if watched {
+            vec![
+                site.count.to_string(),
+                if site.growth_per_minute == 0.0 {
+                    "0".to_owned()
+                } else {
+                    format!("{:+.0}", site.growth_per_minute)
+                },
+                site.created_total.to_string(),
+                site.ended_total.to_string(),
+                age(site),
+                state,
+                site.site.clone(),
+            ]
+        } else {
+            vec![site.count.to_string(), bytes(site.stack_bytes), state, site.site.clone()]
+        });
+    }
+    write_aligned(out, &table)?;
+    if report.sites.len() > rows {
+        let rest = &report.sites[rows..];
+        let count: u64 = rest.iter().map(|site| site.count).sum();
+        writeln!(out, "and {} more call sites with {count} alive", rest.len())?;
+    }
+    Ok(())
+}
+
+/// All columns padded to the widest cell; numbers (all but the last two) to the right.
+fn write_aligned(out: &mut String, table: &[Vec<String>]) -> fmt::Result {
+    let columns = table.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            let cells = table.iter().filter_map(|row| row.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    for row in table {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            if column + 1 == columns {
+                writeln!(out, "{cell}")?;
+            } else if column + 2 == columns {
+                write!(out, "{cell:<width$}  ")?;
+            } else {
+                write!(out, "{cell:>width$}  ")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `pkg.Func  /path/file.go:42`, or the name alone when no line is known.
+fn at(site: &SiteReport) -> String {
+    if site.file.is_empty() {
+        site.function.clone()
+    } else {
+        format!("{}  {}:{}", site.function, site.file, site.line)
+    }
+}
+
+/// The state that most are in, with a mark when there are others.
+fn main_state(site: &SiteReport) -> String {
+    let most = site.states.iter().max_by_key(|(_, count)| **count);
+    match (most, site.states.len()) {
+        (None, _) => "–".to_owned(),
+        (Some((state, _)), 1) => state.clone(),
+        (Some((state, count)), _) => format!("{state} ({count}), …"),
+    }
+}
+
+fn age(site: &SiteReport) -> String {
+    if site.count == 0 {
+        return "–".to_owned();
+    }
+    let mark = if site.oldest_is_lower_bound { "≥" } else { "" };
+    let seconds = site.oldest_seconds;
+    if seconds < 120.0 {
+        format!("{mark}{seconds:.0}s")
+    } else if seconds < 7200.0 {
+        format!("{mark}{:.0}m", seconds / 60.0)
+    } else {
+        format!("{mark}{:.0}h", seconds / 3600.0)
+    }
+}
+
+fn bytes(count: u64) -> String {
+    match count {
+        0 => "–".to_owned(),
+        ..=9_999 => format!("{count}B"),
+        ..=9_999_999 => format!("{}K", count >> 10),
+        _ => format!("{}M", count >> 20),
+    }
+}

@@ -1,0 +1,398 @@
+//! Keep the books: who is alive, made where, since when.
+//!
+//! The ledger has one owner and two sources. [`Ledger::apply`] takes what the probes said, one event at a
+//! time; [`Ledger::reconcile`] takes what the runtime itself has, and corrects the books with it. Their
+//! disagreement is measured as [`Drift`]. It does no I/O and has no clock.
+
+mod history;
+mod site;
+mod symbolizer;
+
+use std::collections::{HashMap, HashSet};
+
+pub use history::{History, Sample};
+pub use site::{CallSite, Site, SiteId, SiteKind, Sites, Symbols};
+pub use symbolizer::Symbolizer;
+
+use crate::address::RuntimeAddr;
+use crate::census::{Census, Status, TimerKind};
+use crate::event::{Event, Goid, GoroutineEvent, Kind, StackId, TimerEvent};
+
+/// The books of one target.
+#[derive(Default)]
+pub struct Ledger {
+    /// Every call site met, with its totals.
+    pub sites: Sites,
+    goroutines: HashMap<Goid, LiveGoroutine>,
+    timers: HashMap<RuntimeAddr, LiveTimer>,
+    /// Where each timer was armed that we heard of, pending or not: a stopped one may be reset.
+    armed: HashMap<RuntimeAddr, Armed>,
+    /// Ends heard of since the last census began, with the time: a census may still have seen those alive.
+    recent_ends: Vec<(Goid, u64)>,
+    /// When births began to be heard; `None` without probes.
+    listening_since_ns: Option<u64>,
+    /// The last disagreement between events and census.
+    pub drift: Drift,
+    /// What was turned away because a bound was reached.
+    pub turned_away: u64,
+    /// Sum of all disagreements since the start.
+    pub drift_total: u64,
+    last_census_ns: Option<u64>,
+}
+
+/// A goroutine that is alive as far as the books know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveGoroutine {
+    /// Where its `go` statement is.
+    pub site: SiteId,
+    /// When it was born, or first seen when `exact` is false: CLOCK_MONOTONIC, nanoseconds.
+    pub since_ns: u64,
+    /// Whether `since_ns` is its birth.
+    pub exact: bool,
+    /// What the last census saw it do.
+    pub state: State,
+    /// Bytes of its stack at the last census.
+    pub stack_bytes: u64,
+}
+
+/// A timer that was pending at the last census.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveTimer {
+    /// Where it was armed, as far as known.
+    pub site: SiteId,
+    /// When it was armed, or first seen when `exact` is false.
+    pub since_ns: u64,
+    /// Whether `since_ns` is when it was armed.
+    pub exact: bool,
+    /// Its period in nanoseconds; 0 for a one-shot timer.
+    pub period_ns: i64,
+}
+
+/// What a goroutine does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum State {
+    /// Born since the last census.
+    New,
+    /// On a run queue.
+    Runnable,
+    /// Executing.
+    Running,
+    /// In a system call or C code.
+    Syscall,
+    /// Stopped to be suspended.
+    Preempted,
+    /// Blocked, for the wait reason with this number in the target's own table.
+    Waiting(u8),
+}
+
+/// How far events and census were apart when they last met. At rest both are 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Alive in the runtime, unknown to the books although births were heard.
+    pub missed_births: u64,
+    /// Alive in the books, gone from the runtime.
+    pub missed_ends: u64,
+}
+
+impl Drift {
+    /// Goroutines on which the two witnesses disagree.
+    #[must_use]
+    pub fn total(self) -> u64 {
+        self.missed_births + self.missed_ends
+    }
+}
+
+/// What is known of a timer that was armed under a probe.
+#[derive(Clone, Copy)]
+struct Armed {
+    site: SiteId,
+    at_ns: u64,
+    period_ns: i64,
+    function: RuntimeAddr,
+    callback: RuntimeAddr,
+}
+
+/// Most live goroutines in the books; beyond, births are turned away and counted until a census.
+const MOST_GOROUTINES: usize = 8 << 20;
+
+/// Most timers whose call site we remember.
+const MOST_ARMED: usize = 4 << 20;
+
+/// Above this many remembered timers, those that have long left the heap are forgotten.
+const ARMED_SWEEP: usize = 128 << 10;
+
+/// How long a timer that is in no heap is remembered once there are many.
+const ARMED_MEMORY_NS: u64 = 60_000_000_000;
+
+impl Ledger {
+    /// Says that from now on every birth is heard of: a goroutine that a census finds later without one is drift.
+    pub fn listen(&mut self, now_ns: u64) {
+        self.listening_since_ns = Some(now_ns);
+    }
+
+    /// Takes one event. `symbols` is asked only about call sites not met before.
+    pub fn apply(&mut self, event: &Event, symbols: &dyn Symbols) {
+        match event {
+            Event::Goroutine(event) => self.apply_goroutine(event, symbols),
+            Event::Timer(event) => self.apply_timer(event, symbols),
+        }
+    }
+
+    fn apply_goroutine(&mut self, event: &GoroutineEvent, symbols: &dyn Symbols) {
+        match event.kind {
+            Kind::Born => {
+                let site = self.sites.of_goroutine(event.gopc, event.startpc, symbols);
+                let books = &mut self.sites[site];
+                books.created += 1;
+                if let Some(stack) = event.stack {
+                    books.creation_stack.get_or_insert(stack);
+                }
+                if self.goroutines.len() >= MOST_GOROUTINES {
+                    self.turned_away += 1;
+                    return;
+                }
+                let live = LiveGoroutine {
+                    site,
+                    since_ns: event.at_ns,
+                    exact: true,
+                    state: State::New,
+                    stack_bytes: 0,
+                };
+                if self.goroutines.insert(event.goid, live).is_none() {
+                    self.sites[site].live += 1;
+                }
+            }
+            Kind::Ended => {
+                self.recent_ends.push((event.goid, event.at_ns));
+                let site = match self.goroutines.remove(&event.goid) {
+                    Some(live) => {
+                        self.sites[live.site].live -= 1;
+                        live.site
+                    }
+                    None => self.sites.of_goroutine(event.gopc, event.startpc, symbols),
+                };
+                self.sites[site].ended += 1;
+            }
+            // Only `--events full` hears these; the census says who is blocked.
+            _ => {}
+        }
+    }
+
+    fn apply_timer(&mut self, event: &TimerEvent, symbols: &dyn Symbols) {
+        match event.kind {
+            Kind::Armed => {
+                // Only AfterFunc's argument is a function; what the probe read there for others means nothing.
+                let callback = match symbols.timer_kind(event.function, event.period_ns) {
+                    Some(TimerKind::AfterFunc) => event.callback,
+                    Some(_) => RuntimeAddr(0),
+                    None => return,
+                };
+                let site = self.sites.of_timer(
+                    event.function,
+                    callback,
+                    event.period_ns,
+                    event.stack,
+                    symbols,
+                );
+                let Some(site) = site else {
+                    return;
+                };
+                let books = &mut self.sites[site];
+                books.created += 1;
+                if let Some(stack) = event.stack {
+                    books.creation_stack.get_or_insert(stack);
+                }
+                let armed = Armed {
+                    site,
+                    at_ns: event.at_ns,
+                    period_ns: event.period_ns,
+                    function: event.function,
+                    callback,
+                };
+                if self.armed.len() < MOST_ARMED || self.armed.contains_key(&event.timer) {
+                    self.armed.insert(event.timer, armed);
+                } else {
+                    self.turned_away += 1;
+                }
+            }
+            Kind::Rearmed => {
+                // Reset from elsewhere keeps the place where the timer was made.
+                if let Some(armed) = self.armed.get_mut(&event.timer) {
+                    armed.at_ns = event.at_ns;
+                    armed.period_ns = event.period_ns;
+                }
+            }
+            Kind::Stopped => {
+                if let Some(armed) = self.armed.get(&event.timer) {
+                    self.sites[armed.site].stopped += 1;
+                }
+            }
+            Kind::Fired => {
+                if let Some(armed) = self.armed.get(&event.timer) {
+                    self.sites[armed.site].fired += 1;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Corrects the books with what the runtime itself has.
+    ///
+    /// Every event that happened before the census ended must have been applied. What was born after the
+    /// census began may be missing from it, and what ended after it began may still be in it: both are in
+    /// flight, not drift.
+    pub fn reconcile(&mut self, census: &Census, symbols: &dyn Symbols) -> Drift {
+        let mut drift = Drift::default();
+        let ended_meanwhile: HashSet<Goid> = self
+            .recent_ends
+            .drain(..)
+            .filter(|(_, at_ns)| *at_ns >= census.started_ns)
+            .map(|(goid, _)| goid)
+            .collect();
+
+        let mut known = std::mem::take(&mut self.goroutines);
+        let mut alive = HashMap::with_capacity(census.goroutines.len());
+        for goroutine in &census.goroutines {
+            if ended_meanwhile.contains(&goroutine.goid) {
+                continue;
+            }
+            let state = match goroutine.status {
+                Status::Runnable => State::Runnable,
+                Status::Running => State::Running,
+                Status::Syscall => State::Syscall,
+                Status::Preempted => State::Preempted,
+                Status::Waiting => State::Waiting(goroutine.wait_reason),
+            };
+            let live = match known.remove(&goroutine.goid) {
+                Some(live) => LiveGoroutine {
+                    state,
+                    stack_bytes: goroutine.stack_bytes,
+                    ..live
+                },
+                None => {
+                    // The first census after the probes went on seeds the books; later ones find only what was missed.
+                    if self.listening_since_ns.is_some() && self.seeded_since_listening() {
+                        drift.missed_births += 1;
+                    }
+                    let site =
+                        self.sites
+                            .of_goroutine(goroutine.gopc, goroutine.startpc, symbols);
+                    self.sites[site].live += 1;
+                    LiveGoroutine {
+                        site,
+                        since_ns: census.started_ns,
+                        exact: false,
+                        state,
+                        stack_bytes: goroutine.stack_bytes,
+                    }
+                }
+            };
+            alive.insert(goroutine.goid, live);
+        }
+        for (goid, live) in known {
+            // Born after the walk began: the census may have passed its slot before it was there.
+            if live.exact && live.since_ns >= census.started_ns {
+                alive.insert(goid, live);
+                continue;
+            }
+            self.sites[live.site].live -= 1;
+            if self.listening_since_ns.is_some() {
+                drift.missed_ends += 1;
+            }
+        }
+        self.goroutines = alive;
+        self.reconcile_timers(census, symbols);
+        self.last_census_ns = Some(census.started_ns);
+        self.drift = drift;
+        self.drift_total += drift.total();
+        drift
+    }
+
+    fn seeded_since_listening(&self) -> bool {
+        match (self.last_census_ns, self.listening_since_ns) {
+            (Some(census), Some(listening)) => census >= listening,
+            _ => false,
+        }
+    }
+
+    fn reconcile_timers(&mut self, census: &Census, symbols: &dyn Symbols) {
+        let known = std::mem::take(&mut self.timers);
+        for timer in known.values() {
+            self.sites[timer.site].live -= 1;
+        }
+        for timer in &census.timers {
+            // The same address may be another timer by now; then what it runs is another function.
+            let armed = self.armed.get(&timer.timer).filter(|armed| {
+                armed.function == timer.function
+                    && armed.callback == timer.callback
+                    && armed.period_ns == timer.period_ns
+            });
+            let live = match (armed, known.get(&timer.timer)) {
+                (Some(armed), _) => LiveTimer {
+                    site: armed.site,
+                    since_ns: armed.at_ns,
+                    exact: true,
+                    period_ns: timer.period_ns,
+                },
+                (None, known) => {
+                    let Some(site) = self.sites.of_timer(
+                        timer.function,
+                        timer.callback,
+                        timer.period_ns,
+                        None,
+                        symbols,
+                    ) else {
+                        // The runtime's own.
+                        continue;
+                    };
+                    LiveTimer {
+                        site,
+                        since_ns: known
+                            .filter(|known| known.site == site)
+                            .map_or(census.started_ns, |known| known.since_ns),
+                        exact: false,
+                        period_ns: timer.period_ns,
+                    }
+                }
+            };
+            if self.timers.insert(timer.timer, live).is_none() {
+                self.sites[live.site].live += 1;
+            }
+        }
+        if self.armed.len() > ARMED_SWEEP {
+            let oldest = census.started_ns.saturating_sub(ARMED_MEMORY_NS);
+            let pending = &self.timers;
+            self.armed
+                .retain(|timer, armed| armed.at_ns >= oldest || pending.contains_key(timer));
+            self.armed.shrink_to(ARMED_SWEEP);
+        }
+    }
+
+    /// Notes how many are alive at each site now, for growth.
+    pub fn sample(&mut self, now_ns: u64) {
+        for site in self.sites.iter_mut() {
+            site.history.push(Sample {
+                at_ns: now_ns,
+                count: site.live,
+            });
+        }
+    }
+
+    /// All live goroutines.
+    pub fn goroutines(&self) -> impl Iterator<Item = (Goid, &LiveGoroutine)> {
+        self.goroutines.iter().map(|(goid, live)| (*goid, live))
+    }
+
+    /// All pending timers as of the last census.
+    pub fn timers(&self) -> impl Iterator<Item = &LiveTimer> {
+        self.timers.values()
+    }
+
+    /// Stacks that the sites refer to: the only ones worth keeping.
+    pub fn creation_stacks(&self) -> impl Iterator<Item = StackId> {
+        self.sites.iter().filter_map(|site| site.creation_stack)
+    }
+}
+
+#[cfg(test)]
+mod tests;

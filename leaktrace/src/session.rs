@@ -1,0 +1,234 @@
+//! One target from end to end: its probes, its ring, its ledger, its census.
+//!
+//! A [`Session`] is driven from outside: [`Session::drain`] often, [`Session::census`] now and then,
+//! [`Session::report`] when somebody asks. It owns the ledger; nobody else touches it.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use anyhow::Context;
+use leaktrace_common::event::{Kind, Loss};
+
+use crate::census::{self, Layout, LiveMemory};
+use crate::clock::monotonic_ns;
+use crate::event::{Event, Ring};
+use crate::export::Report;
+use crate::export::report::{Events, Facts};
+use crate::ledger::{Drift, Ledger, Symbolizer};
+use crate::probe::{self, AttachedSet, Level, Probes};
+use crate::resolve::{self, Program};
+use crate::target::{Pid, Process};
+
+/// Everything about one running target.
+pub struct Session {
+    /// The process.
+    pub process: Process,
+    program: Rc<Program>,
+    layout: Layout,
+    memory: LiveMemory,
+    wait_reasons: Vec<String>,
+    symbols: Symbolizer,
+    ledger: Ledger,
+    watch: Option<Watch>,
+    started_ns: u64,
+}
+
+/// The probes on the target, while there are any.
+struct Watch {
+    probes: Probes,
+    ring: Ring,
+    /// Dropped before `probes`: detaches.
+    attached: AttachedSet,
+    level: Level,
+    not_probed: Vec<(Kind, String)>,
+    undecodable: u64,
+}
+
+/// Records taken from the ring in one go, so that a storm cannot keep the caller from its other work.
+const DRAIN_RECORDS: usize = 1 << 20;
+
+impl Session {
+    /// Looks at the process and its executable. Nothing is attached, nothing is read from its memory but the
+    /// names of its wait reasons.
+    ///
+    /// # Errors
+    /// When there is no such process, it is out of bounds, or it is nothing that leaktrace can read.
+    pub fn open(pid: Pid) -> anyhow::Result<Self> {
+        let process = Process::open(pid)?;
+        let program = resolve::resolve(process.executable())
+            .with_context(|| format!("cannot trace process {pid} ({})", process.exe.display()))?;
+        let program = Rc::new(program);
+        let bias = process.load_bias(program.program_headers);
+        let layout = Layout::new(&program, bias);
+        let memory = LiveMemory::new(pid);
+        let wait_reasons = census::wait_reasons(&memory, &layout)?;
+        let symbols = Symbolizer::new(
+            Rc::clone(&program),
+            bias,
+            layout.timer_functions.clone(),
+        );
+        Ok(Self {
+            process,
+            program,
+            layout,
+            memory,
+            wait_reasons,
+            symbols,
+            ledger: Ledger::default(),
+            watch: None,
+            started_ns: monotonic_ns(),
+        })
+    }
+
+    /// Puts the probes of `level` on. What cannot be probed is in the report with its reason.
+    ///
+    /// # Errors
+    /// When this user or this kernel may not, or nothing at all could be probed.
+    pub fn attach(&mut self, level: Level) -> anyhow::Result<()> {
+        let plan = probe::plan(&self.program, level);
+        if plan.points.is_empty() {
+            return Ok(());
+        }
+        let mut probes = Probes::load(&probe::LoadOptions::default(), &plan)?;
+        let attached = probes
+            .attach(&self.process, &plan)
+            .with_context(|| format!("cannot put probes on process {}", self.process.id.pid))?;
+        let ring = probes.take_ring()?;
+        self.ledger.listen(monotonic_ns());
+        self.watch = Some(Watch {
+            probes,
+            ring,
+            attached,
+            level,
+            not_probed: plan.refused,
+            undecodable: 0,
+        });
+        Ok(())
+    }
+
+    /// Books what the probes have said since the last call; answers how many events that were.
+    pub fn drain(&mut self) -> usize {
+        let Some(watch) = &mut self.watch else {
+            return 0;
+        };
+        let (probes, symbols, ledger) = (&watch.probes, &mut self.symbols, &mut self.ledger);
+        let drained = watch.ring.drain(DRAIN_RECORDS, |event| {
+            let stack = match &event {
+                Event::Goroutine(event) => event.stack,
+                Event::Timer(event) => event.stack,
+            };
+            if let Some(stack) = stack.filter(|stack| !symbols.knows(*stack)) {
+                // A stack that the kernel's map no longer has is learnt as empty, so that it is asked for once.
+                symbols.learn(stack, probes.stack(stack).unwrap_or_default());
+            }
+            ledger.apply(&event, symbols);
+        });
+        watch.undecodable += drained.undecodable;
+        drained.records
+    }
+
+    /// Counts what is really alive and corrects the books with it.
+    ///
+    /// # Errors
+    /// When the target is gone or its memory makes no sense.
+    pub fn census(&mut self) -> anyhow::Result<Drift> {
+        let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
+        // Every event from before the census ended must be booked first. A probe stamps its record some
+        // microseconds before it is in the ring, on another processor; so look again a moment later.
+        self.drain();
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        self.drain();
+        let drift = self.ledger.reconcile(&census, &self.symbols);
+        self.ledger.sample(census.finished_ns);
+        Ok(drift)
+    }
+
+    /// Takes the probes off; what they said is kept.
+    pub fn detach(&mut self) {
+        self.drain();
+        if let Some(watch) = &mut self.watch {
+            watch.attached.detach();
+        }
+        self.drain();
+    }
+
+    /// What is known now.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let now_ns = monotonic_ns();
+        Report::new(
+            &self.ledger,
+            &self.symbols,
+            Facts {
+                process: &self.process,
+                program: &self.program,
+                wait_reasons: &self.wait_reasons,
+                events: self.events(now_ns),
+                now_ns,
+            },
+        )
+    }
+
+    fn events(&self, now_ns: u64) -> Events {
+        let mut events = Events {
+            level: "none",
+            seconds: seconds(now_ns.saturating_sub(self.started_ns)),
+            ..Events::default()
+        };
+        let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
+        if let Some(watch) = &self.watch {
+            events.level = watch.level.name();
+            for (kind, count) in Kind::ALL.into_iter().zip(watch.probes.hits(&watch.attached)) {
+                if count > 0 {
+                    events.hits.insert(kind_name(kind), count);
+                }
+            }
+            for (cause, count) in Loss::ALL.into_iter().zip(watch.probes.lost(&watch.attached)) {
+                lost.insert(loss_name(cause), count);
+            }
+            lost.insert("undecodable", watch.undecodable);
+            events.not_probed = watch
+                .not_probed
+                .iter()
+                .map(|(kind, reason)| (kind_name(*kind), reason.clone()))
+                .collect();
+        }
+        lost.insert("ledger full", self.ledger.turned_away);
+        lost.retain(|_, count| *count > 0);
+        events.lost = lost.values().sum();
+        events.lost_by_cause = lost;
+        events
+    }
+}
+
+/// A kind of event as users see it.
+#[must_use]
+pub fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Born => "born",
+        Kind::Ended => "ended",
+        Kind::Parked => "parked",
+        Kind::Readied => "readied",
+        Kind::Armed => "armed",
+        Kind::Stopped => "stopped",
+        Kind::Rearmed => "rearmed",
+        Kind::Fired => "fired",
+    }
+}
+
+fn loss_name(cause: Loss) -> &'static str {
+    match cause {
+        Loss::RingFull => "ring full",
+        Loss::StacksFull => "stacks full",
+        Loss::ReadFault => "read fault",
+        Loss::UnknownSlot => "unknown slot",
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a duration in nanoseconds loses less than a microsecond in a year"
+)]
+fn seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
+}

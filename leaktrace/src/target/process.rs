@@ -1,0 +1,185 @@
+//! The few files of `/proc/PID` that leaktrace reads.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use procfs::ProcError;
+use procfs::process as proc_fs;
+
+use super::{Pid, TargetId};
+use crate::address::{LoadBias, RuntimeAddr, VirtAddr};
+use crate::resolve::ReadAt;
+
+/// A running process and its executable, held open so that a deleted or replaced file still reads right.
+pub struct Process {
+    /// Which process.
+    pub id: TargetId,
+    /// `comm`: its name, at most 15 bytes.
+    pub name: String,
+    /// Where `/proc/PID/exe` points to; ends in " (deleted)" when the file is gone.
+    pub exe: PathBuf,
+    /// When it started, seconds since the epoch.
+    pub started_unix: f64,
+    file: File,
+    /// Where the kernel put the program headers (`AT_PHDR`).
+    program_headers: RuntimeAddr,
+}
+
+/// Why a process cannot be a target.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// There is no such process.
+    #[error("no process has pid {0}")]
+    NoProcess(Pid),
+    /// A kernel thread, or a process that is ending.
+    #[error("process {0} has no executable: it is a kernel thread or has already exited")]
+    NoExecutable(Pid),
+    /// Another user's process.
+    #[error(
+        "not allowed to look into process {0}: run leaktrace as root, or give it CAP_SYS_PTRACE"
+    )]
+    Denied(Pid),
+    /// It ended while we looked.
+    #[error("process {0} has exited")]
+    Exited(Pid),
+    /// Anything else that /proc said.
+    #[error("cannot read /proc/{0}: {1}")]
+    Proc(Pid, String),
+}
+
+impl Process {
+    /// Looks a process up and opens its executable.
+    ///
+    /// # Errors
+    /// When there is no such process, or this user may not look into it.
+    pub fn open(pid: Pid) -> Result<Self, TargetError> {
+        let proc = proc_fs::Process::new(pid.0).map_err(|error| match error {
+            ProcError::NotFound(_) => TargetError::NoProcess(pid),
+            other => from_proc(pid, other),
+        })?;
+        let stat = proc.stat().map_err(|error| from_proc(pid, error))?;
+        let exe = proc.exe().map_err(|error| match error {
+            ProcError::NotFound(_) => TargetError::NoExecutable(pid),
+            other => from_proc(pid, other),
+        })?;
+        let file = File::open(format!("/proc/{pid}/exe")).map_err(|error| from_io(pid, &error))?;
+        let program_headers = proc
+            .auxv()
+            .map_err(|error| from_proc(pid, error))?
+            .get(&AT_PHDR)
+            .copied()
+            .ok_or(TargetError::NoExecutable(pid))?;
+        let boot_seconds = procfs::boot_time_secs()
+            .map_err(|error| TargetError::Proc(pid, format!("no boot time: {error}")))?;
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "seconds since boot and since the epoch fit a double's 53 bits"
+        )]
+        let started_unix =
+            boot_seconds as f64 + stat.starttime as f64 / procfs::ticks_per_second() as f64;
+        Ok(Self {
+            id: TargetId {
+                pid,
+                start_ticks: stat.starttime,
+            },
+            name: stat.comm,
+            exe,
+            started_unix,
+            file,
+            program_headers: RuntimeAddr(program_headers),
+        })
+    }
+
+    /// The open executable.
+    #[must_use]
+    pub fn executable(&self) -> &File {
+        &self.file
+    }
+
+    /// What the kernel added to the linked addresses: where it put the program headers, less where they were linked.
+    ///
+    /// Taken from the auxiliary vector (`fs/binfmt_elf.c: create_elf_tables`) rather than from the list of
+    /// mappings, because that names the executable itself whatever its path or mount is called.
+    #[must_use]
+    pub fn load_bias(&self, linked_program_headers: VirtAddr) -> LoadBias {
+        LoadBias(self.program_headers.0.wrapping_sub(linked_program_headers.0))
+    }
+
+    /// Whether this very process (not a later one with its pid) still runs.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        proc_fs::Process::new(self.id.pid.0)
+            .and_then(|proc| proc.stat())
+            .is_ok_and(|stat| stat.starttime == self.id.start_ticks && !matches!(stat.state, 'Z' | 'X'))
+    }
+}
+
+/// `AT_PHDR` of the auxiliary vector (include/uapi/linux/auxvec.h).
+const AT_PHDR: u64 = 3;
+
+fn from_proc(pid: Pid, error: ProcError) -> TargetError {
+    match error {
+        ProcError::NotFound(_) => TargetError::Exited(pid),
+        ProcError::PermissionDenied(_) => TargetError::Denied(pid),
+        ProcError::Io(error, _) => from_io(pid, &error),
+        other => TargetError::Proc(pid, other.to_string()),
+    }
+}
+
+fn from_io(pid: Pid, error: &io::Error) -> TargetError {
+    match error.kind() {
+        io::ErrorKind::NotFound => TargetError::NoExecutable(pid),
+        io::ErrorKind::PermissionDenied => TargetError::Denied(pid),
+        // ESRCH: the process went away between two reads.
+        _ if error.raw_os_error() == Some(3) => TargetError::Exited(pid),
+        _ => TargetError::Proc(pid, error.to_string()),
+    }
+}
+
+impl ReadAt for File {
+    fn size(&self) -> u64 {
+        self.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_itself() {
+        let pid = Pid(i32::try_from(std::process::id()).expect("a pid fits an i32"));
+        let process = Process::open(pid).expect("this process runs");
+        assert!(process.is_alive());
+        assert!(process.executable().size() > 0);
+        assert!(process.started_unix > 1.7e9);
+    }
+
+    #[test]
+    fn refuses_what_is_not_there() {
+        let error = Process::open(Pid(i32::MAX)).err().expect("no such pid");
+        assert_eq!(error.to_string(), "no process has pid 2147483647");
+    }
+
+    #[test]
+    fn refuses_a_kernel_thread() {
+        // kthreadd is pid 2 wherever the pid namespace is the initial one.
+        let Ok(name) = std::fs::read_to_string("/proc/2/comm") else {
+            eprintln!("skipping: pid 2 is not visible here");
+            return;
+        };
+        if name.trim() == "kthreadd" {
+            let error = Process::open(Pid(2)).err().expect("a kernel thread");
+            assert!(
+                matches!(error, TargetError::NoExecutable(_) | TargetError::Denied(_)),
+                "{error}"
+            );
+        }
+    }
+}
