@@ -5,6 +5,11 @@
 //! lists, and on which instructions probes can sit. Whatever it cannot prove it refuses with a sentence
 //! ([`Refusal`]); it never guesses an address. It does no I/O of its own: the file comes in as [`ReadAt`].
 
+pub mod code;
+pub mod decode;
+pub mod globals;
+pub mod sites;
+
 use std::io;
 
 use leaktrace_common::event::Kind;
