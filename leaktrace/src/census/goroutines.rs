@@ -3,6 +3,7 @@
 use super::{Census, CensusError, Fields, Layout, Memory, for_each_structure};
 use crate::address::RuntimeAddr;
 use crate::event::Goid;
+use crate::resolve::offsets::Offsets;
 
 /// One goroutine that was alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ pub(super) fn walk(
     census: &mut Census,
 ) -> Result<(), CensusError> {
     let mut addresses = list(memory, layout)?;
-    let size = layout.offsets.g_span();
+    let size = span(&layout.offsets);
     let mut unsure = Vec::new();
     let goroutines = &mut census.goroutines;
     for_each_structure(
@@ -161,24 +162,37 @@ fn list(memory: &dyn Memory, layout: &Layout) -> Result<Vec<u64>, CensusError> {
     })
 }
 
+/// Bytes from the start of a `g` to the end of the last field that we read.
+fn span(offsets: &Offsets) -> usize {
+    let ends = [
+        offsets.g_stack + 16,
+        offsets.g_atomicstatus + 4,
+        offsets.g_goid + 8,
+        offsets.g_waitreason + 1,
+        offsets.g_gopc + 8,
+        offsets.g_startpc + 8,
+    ];
+    ends.into_iter().max().unwrap_or(0) as usize
+}
+
 fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Goroutine> {
-    let g = &layout.offsets.g;
-    let status = Status::from_number(fields.half(g.atomicstatus as usize))?;
-    let goid = fields.word(g.goid as usize);
+    let offsets = &layout.offsets;
+    let status = Status::from_number(fields.half(offsets.g_atomicstatus as usize))?;
+    let goid = fields.word(offsets.g_goid as usize);
     if goid == 0 {
         return None;
     }
     let (low, high) = (
-        fields.word(g.stack as usize),
-        fields.word(g.stack as usize + 8),
+        fields.word(offsets.g_stack as usize),
+        fields.word(offsets.g_stack as usize + 8),
     );
     Some(Goroutine {
         goid: Goid(goid),
         g: RuntimeAddr(address),
         status,
-        wait_reason: fields.byte(g.waitreason as usize),
-        gopc: RuntimeAddr(fields.word(g.gopc as usize)),
-        startpc: RuntimeAddr(fields.word(g.startpc as usize)),
+        wait_reason: fields.byte(offsets.g_waitreason as usize),
+        gopc: RuntimeAddr(fields.word(offsets.g_gopc as usize)),
+        startpc: RuntimeAddr(fields.word(offsets.g_startpc as usize)),
         stack_bytes: high.saturating_sub(low),
     })
 }

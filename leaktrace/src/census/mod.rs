@@ -26,8 +26,9 @@ pub struct Census {
     pub finished_ns: u64,
     /// Every goroutine that was not dead, system goroutines too.
     pub goroutines: Vec<Goroutine>,
-    /// Every timer that was in a P's heap and neither stopped nor fired.
-    pub timers: Vec<Timer>,
+    /// Every timer that was in a P's heap and neither stopped nor fired; `None` when it is not known where this
+    /// binary keeps its heaps.
+    pub timers: Option<Vec<Timer>>,
     /// Things that were listed but could not be read, or changed under the reader too often.
     pub unreadable: u64,
 }

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Census, CensusError, Fields, Layout, Memory, MemoryError, for_each_structure};
 use crate::address::RuntimeAddr;
+use crate::resolve::offsets::Offsets;
 
 /// One pending timer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +65,19 @@ const MOST_TIMERS: u64 = 16 << 20;
 /// `_Pdead` (src/runtime/runtime2.go).
 const P_DEAD: u32 = 4;
 
-/// Adds every pending timer to `census`.
+/// Adds every pending timer to `census`, when it is known where the heaps are.
 pub(super) fn walk(
     memory: &dyn Memory,
     layout: &Layout,
     census: &mut Census,
 ) -> Result<(), CensusError> {
+    let Some(p_timers) = layout.offsets.p_timers else {
+        return Ok(());
+    };
     let mut raw = Vec::new();
     for p in processors(memory, layout)? {
-        match walk_heap(memory, layout, p, &mut raw, &mut census.unreadable) {
+        let owner = p.offset(u64::from(p_timers));
+        match walk_heap(memory, layout, p, owner, &mut raw, &mut census.unreadable) {
             Ok(()) => {}
             // The heap was moved while we read it: its timers are missing from this census, and counted as such.
             Err(CensusError::Memory(MemoryError::Unmapped { .. })) => census.unreadable += 1,
@@ -93,7 +98,7 @@ pub(super) fn walk(
             .filter(|timer| kind_of(timer).1 == Some(TimerKind::AfterFunc))
             .map(|timer| timer.arg),
     )?;
-    census.timers.extend(raw.iter().map(|timer| {
+    let timers = raw.iter().map(|timer| {
         let (function, kind) = kind_of(timer);
         let callback = match kind {
             Some(TimerKind::AfterFunc) => callbacks.get(&timer.arg).copied().unwrap_or_default(),
@@ -107,7 +112,8 @@ pub(super) fn walk(
             function,
             callback,
         }
-    }));
+    });
+    census.timers = Some(timers.collect());
     Ok(())
 }
 
@@ -135,16 +141,16 @@ fn walk_heap(
     memory: &dyn Memory,
     layout: &Layout,
     p: RuntimeAddr,
+    owner: RuntimeAddr,
     found: &mut Vec<RawTimer>,
     unreadable: &mut u64,
 ) -> Result<(), CensusError> {
     let offsets = &layout.offsets;
     let mut status = [0; 4];
-    memory.read(p.offset(u64::from(offsets.p.status)), &mut status)?;
+    memory.read(p.offset(u64::from(offsets.p_status)), &mut status)?;
     if u32::from_le_bytes(status) == P_DEAD {
         return Ok(());
     }
-    let owner = p.offset(u64::from(offsets.p.timers));
     // The slice header of the heap: at p.timers until Go 1.22, in the timers structure since.
     let (header, entry_bytes) = match offsets.timers_heap {
         Some(heap) => (owner.offset(u64::from(heap)), 16),
@@ -176,7 +182,7 @@ fn walk_heap(
     for_each_structure(
         memory,
         &mut addresses,
-        offsets.timer_span(),
+        span(offsets),
         unreadable,
         |address, fields| found.extend(parse(layout, expected_owner, address, fields)),
     )?;
@@ -194,34 +200,54 @@ struct RawTimer {
     arg: u64,
 }
 
+/// Bytes from the start of a `timer` to the end of the last field that we read.
+fn span(offsets: &Offsets) -> usize {
+    let always = [
+        offsets.timer_when + 8,
+        offsets.timer_period + 8,
+        offsets.timer_f + 8,
+        offsets.timer_arg + 16,
+    ];
+    let sometimes = [
+        offsets.timer_ts.map(|at| at + 8),
+        offsets.timer_pp.map(|at| at + 8),
+        offsets.timer_nextwhen.map(|at| at + 8),
+        offsets.timer_status.map(|at| at + 4),
+        offsets.timer_state.map(|at| at + 1),
+        offsets.timer_is_fake.map(|at| at + 1),
+    ];
+    let ends = always.into_iter().chain(sometimes.into_iter().flatten());
+    ends.max().unwrap_or(0) as usize
+}
+
 fn parse(
     layout: &Layout,
     owner: RuntimeAddr,
     address: u64,
     mut fields: Fields<'_>,
 ) -> Option<RawTimer> {
-    let timer = &layout.offsets.timer;
+    let offsets = &layout.offsets;
     #[expect(clippy::cast_possible_wrap, reason = "times are signed in the runtime")]
-    let mut when_ns = fields.word(timer.when as usize) as i64;
-    if let Some(ts) = timer.ts {
+    let mut when_ns = fields.word(offsets.timer_when as usize) as i64;
+    if let Some(ts) = offsets.timer_ts {
         // timerZombie: stopped, still in the heap (src/runtime/time.go at go1.23).
         const ZOMBIE: u8 = 4;
-        let fake = timer
-            .is_fake
+        let fake = offsets
+            .timer_is_fake
             .is_some_and(|at| fields.byte(at as usize) != 0);
-        let state = timer.state.map_or(0, |at| fields.byte(at as usize));
+        let state = offsets.timer_state.map_or(0, |at| fields.byte(at as usize));
         if fields.word(ts as usize) != owner.0 || state & ZOMBIE != 0 || fake {
             return None;
         }
     } else {
-        let status = timer.status.map_or(0, |at| fields.half(at as usize));
+        let status = offsets.timer_status.map_or(0, |at| fields.half(at as usize));
         // timerDeleted, timerRemoving, timerRemoved and timerNoStatus are not pending (time.go at go1.22).
         let pending = matches!(status, 1 | 2 | 6..=9);
-        if fields.word(timer.pp? as usize) != owner.0 || !pending {
+        if fields.word(offsets.timer_pp? as usize) != owner.0 || !pending {
             return None;
         }
         // timerModifiedEarlier and timerModifiedLater keep the new time apart until the heap is sorted.
-        if let (7 | 8, Some(at)) = (status, timer.nextwhen) {
+        if let (7 | 8, Some(at)) = (status, offsets.timer_nextwhen) {
             #[expect(clippy::cast_possible_wrap, reason = "times are signed in the runtime")]
             {
                 when_ns = fields.word(at as usize) as i64;
@@ -229,13 +255,13 @@ fn parse(
         }
     }
     #[expect(clippy::cast_possible_wrap, reason = "times are signed in the runtime")]
-    let period_ns = fields.word(timer.period as usize) as i64;
+    let period_ns = fields.word(offsets.timer_period as usize) as i64;
     Some(RawTimer {
         timer: RuntimeAddr(address),
         when_ns,
         period_ns,
-        f: fields.word(timer.f as usize),
-        arg: fields.word(timer.arg as usize + 8),
+        f: fields.word(offsets.timer_f as usize),
+        arg: fields.word(offsets.timer_arg as usize + 8),
     })
 }
 

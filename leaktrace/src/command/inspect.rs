@@ -85,9 +85,9 @@ fn answer(file: String, program: &Program) -> Answer {
     Answer {
         schema: SCHEMA,
         file,
-        go_version: build.go.to_string(),
+        go_version: build.go.text.clone(),
         module: build.module.clone(),
-        version: build.version.clone(),
+        version: build.module_version.clone(),
         vcs_revision: build.vcs_revision.clone(),
         build_id: program.build_id.clone(),
         arch: program.arch.name(),

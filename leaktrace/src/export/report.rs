@@ -384,7 +384,7 @@ fn package_path(function: &str, build: &crate::resolve::buildinfo::BuildInfo) ->
         .find('.')
         .map_or(function.len(), |at| slash + at);
     match &function[..dot] {
-        "main" => build.main_package.clone(),
+        "main" => build.path.clone(),
         // The linker escapes dots in the last element of a path (cmd/internal/objabi: PathToPrefix).
         path => path.replace("%2e", "."),
     }
@@ -411,10 +411,10 @@ fn target(process: &Process, program: &Program) -> Target {
         pid: process.id.pid.0,
         start_time: process.started_unix,
         exe: process.exe.to_string_lossy().into_owned(),
-        go_version: build.go.to_string(),
+        go_version: build.go.text.clone(),
         build_id: program.build_id.clone(),
         module: build.module.clone(),
-        version: build.version.clone(),
+        version: build.module_version.clone(),
         vcs_revision: build.vcs_revision.clone(),
         arch: program.arch.name(),
     }

@@ -16,7 +16,7 @@ pub use symbolizer::Symbolizer;
 
 use crate::address::RuntimeAddr;
 use crate::census::{Census, Status, TimerKind};
-use crate::event::{Event, Goid, GoroutineEvent, Kind, StackId, TimerEvent};
+use crate::event::{self, Change, Event, Goid, Ktime, StackId};
 
 /// The books of one target.
 #[derive(Default)]
@@ -132,107 +132,123 @@ impl Ledger {
 
     /// Takes one event. `symbols` is asked only about call sites not met before.
     pub fn apply(&mut self, event: &Event, symbols: &dyn Symbols) {
-        match event {
-            Event::Goroutine(event) => self.apply_goroutine(event, symbols),
-            Event::Timer(event) => self.apply_timer(event, symbols),
-        }
-    }
-
-    fn apply_goroutine(&mut self, event: &GoroutineEvent, symbols: &dyn Symbols) {
-        match event.kind {
-            Kind::Born => {
-                let site = self.sites.of_goroutine(event.gopc, event.startpc, symbols);
-                let books = &mut self.sites[site];
-                books.created += 1;
-                if let Some(stack) = event.stack {
-                    books.creation_stack.get_or_insert(stack);
-                }
-                if self.goroutines.len() >= MOST_GOROUTINES {
-                    self.turned_away += 1;
-                    return;
-                }
-                let live = LiveGoroutine {
-                    site,
-                    since_ns: event.at_ns,
-                    exact: true,
-                    state: State::New,
-                    stack_bytes: 0,
-                };
-                if self.goroutines.insert(event.goid, live).is_none() {
-                    self.sites[site].live += 1;
-                }
-            }
-            Kind::Ended => {
-                self.recent_ends.push((event.goid, event.at_ns));
-                let site = match self.goroutines.remove(&event.goid) {
-                    Some(live) => {
-                        self.sites[live.site].live -= 1;
-                        live.site
-                    }
-                    None => self.sites.of_goroutine(event.gopc, event.startpc, symbols),
-                };
-                self.sites[site].ended += 1;
-            }
-            // Only `--events full` hears these; the census says who is blocked.
-            _ => {}
-        }
-    }
-
-    fn apply_timer(&mut self, event: &TimerEvent, symbols: &dyn Symbols) {
-        match event.kind {
-            Kind::Armed => {
-                // Only AfterFunc's argument is a function; what the probe read there for others means nothing.
-                let callback = match symbols.timer_kind(event.function, event.period_ns) {
-                    Some(TimerKind::AfterFunc) => event.callback,
-                    Some(_) => RuntimeAddr(0),
-                    None => return,
-                };
-                let site = self.sites.of_timer(
-                    event.function,
-                    callback,
-                    event.period_ns,
-                    event.stack,
-                    symbols,
-                );
-                let Some(site) = site else {
-                    return;
-                };
-                let books = &mut self.sites[site];
-                books.created += 1;
-                if let Some(stack) = event.stack {
-                    books.creation_stack.get_or_insert(stack);
-                }
-                let armed = Armed {
-                    site,
-                    at_ns: event.at_ns,
-                    period_ns: event.period_ns,
-                    function: event.function,
-                    callback,
-                };
-                if self.armed.len() < MOST_ARMED || self.armed.contains_key(&event.timer) {
-                    self.armed.insert(event.timer, armed);
-                } else {
-                    self.turned_away += 1;
-                }
-            }
-            Kind::Rearmed => {
+        match &event.change {
+            Change::Born {
+                goroutine, stack, ..
+            } => self.born(event.at, goroutine, *stack, symbols),
+            Change::Ended(goroutine) => self.ended(event.at, goroutine, symbols),
+            Change::Armed { timer, stack } => self.armed(event.at, timer, *stack, symbols),
+            Change::Rearmed(timer) => {
                 // Reset from elsewhere keeps the place where the timer was made.
-                if let Some(armed) = self.armed.get_mut(&event.timer) {
-                    armed.at_ns = event.at_ns;
-                    armed.period_ns = event.period_ns;
+                if let Some(armed) = self.armed.get_mut(&timer.timer) {
+                    armed.at_ns = event.at.0;
+                    armed.period_ns = timer.period_ns;
                 }
             }
-            Kind::Stopped => {
-                if let Some(armed) = self.armed.get(&event.timer) {
+            Change::Stopped { timer } => {
+                if let Some(armed) = self.armed.get(timer) {
                     self.sites[armed.site].stopped += 1;
                 }
             }
-            Kind::Fired => {
-                if let Some(armed) = self.armed.get(&event.timer) {
+            Change::Fired(timer) => {
+                if let Some(armed) = self.armed.get(&timer.timer) {
                     self.sites[armed.site].fired += 1;
                 }
             }
-            _ => {}
+            // Only `--events full` hears these; the census says who is blocked.
+            Change::Parked { .. } | Change::Readied(_) => {}
+        }
+    }
+
+    fn born(
+        &mut self,
+        at: Ktime,
+        goroutine: &event::Goroutine,
+        stack: Option<StackId>,
+        symbols: &dyn Symbols,
+    ) {
+        let site = self
+            .sites
+            .of_goroutine(goroutine.gopc, goroutine.startpc, symbols);
+        let books = &mut self.sites[site];
+        books.created += 1;
+        if let Some(stack) = stack {
+            books.creation_stack.get_or_insert(stack);
+        }
+        if self.goroutines.len() >= MOST_GOROUTINES {
+            self.turned_away += 1;
+            return;
+        }
+        let live = LiveGoroutine {
+            site,
+            since_ns: at.0,
+            exact: true,
+            state: State::New,
+            stack_bytes: 0,
+        };
+        self.sites[site].live += 1;
+        if let Some(before) = self.goroutines.insert(goroutine.goid, live) {
+            // Numbers are never used again: the same birth was told twice, or the target forges its memory.
+            self.sites[before.site].live -= 1;
+        }
+    }
+
+    fn ended(&mut self, at: Ktime, goroutine: &event::Goroutine, symbols: &dyn Symbols) {
+        if self.recent_ends.len() < MOST_GOROUTINES {
+            self.recent_ends.push((goroutine.goid, at.0));
+        } else {
+            self.turned_away += 1;
+        }
+        let site = match self.goroutines.remove(&goroutine.goid) {
+            Some(live) => {
+                self.sites[live.site].live -= 1;
+                live.site
+            }
+            None => self
+                .sites
+                .of_goroutine(goroutine.gopc, goroutine.startpc, symbols),
+        };
+        self.sites[site].ended += 1;
+    }
+
+    fn armed(
+        &mut self,
+        at: Ktime,
+        timer: &event::Timer,
+        stack: Option<StackId>,
+        symbols: &dyn Symbols,
+    ) {
+        // Only AfterFunc's argument is a function; what the probe read there for others means nothing.
+        let callback = match symbols.timer_kind(timer.function, timer.period_ns) {
+            Some(TimerKind::AfterFunc) => timer.callback,
+            Some(_) => RuntimeAddr(0),
+            None => return,
+        };
+        let Some(site) = self.sites.of_timer(
+            timer.function,
+            callback,
+            timer.period_ns,
+            stack,
+            symbols,
+        ) else {
+            return;
+        };
+        let books = &mut self.sites[site];
+        books.created += 1;
+        if let Some(stack) = stack {
+            books.creation_stack.get_or_insert(stack);
+        }
+        let armed = Armed {
+            site,
+            at_ns: at.0,
+            period_ns: timer.period_ns,
+            function: timer.function,
+            callback,
+        };
+        if self.armed.len() < MOST_ARMED || self.armed.contains_key(&timer.timer) {
+            self.armed.insert(timer.timer, armed);
+        } else {
+            self.turned_away += 1;
         }
     }
 
@@ -320,7 +336,7 @@ impl Ledger {
         for timer in known.values() {
             self.sites[timer.site].live -= 1;
         }
-        for timer in &census.timers {
+        for timer in census.timers.iter().flatten() {
             // The same address may be another timer by now; then what it runs is another function.
             let armed = self.armed.get(&timer.timer).filter(|armed| {
                 armed.function == timer.function

@@ -1,11 +1,13 @@
 //! The books under events, censuses, losses and every mixture of them.
 
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::census::{Goroutine, Timer};
+use crate::event::Slot;
 use crate::resolve::pclntab::Frame;
 
 /// Every pc is a function of its own, on the line of its number.
@@ -33,7 +35,7 @@ impl Symbols for Numbers {
     }
 
     fn stack(&self, stack: StackId) -> Vec<RuntimeAddr> {
-        vec![RuntimeAddr(500), RuntimeAddr(stack.0)]
+        vec![RuntimeAddr(500), RuntimeAddr(stack.0.get())]
     }
 
     fn timer_kind(&self, function: RuntimeAddr, period_ns: i64) -> Option<TimerKind> {
@@ -46,19 +48,37 @@ impl Symbols for Numbers {
     }
 }
 
-fn goroutine_event(kind: Kind, at_ns: u64, goid: u64, gopc: u64) -> Event {
-    Event::Goroutine(GoroutineEvent {
-        kind,
-        at_ns,
-        g: RuntimeAddr(0x1000 + goid),
+#[derive(Clone, Copy)]
+enum Life {
+    Born,
+    Ended,
+}
+
+fn goroutine_event(life: Life, at_ns: u64, goid: u64, gopc: u64) -> Event {
+    let goroutine = event::Goroutine {
         goid: Goid(goid),
+        g: RuntimeAddr(0x1000 + goid),
         gopc: RuntimeAddr(gopc),
         startpc: RuntimeAddr(700),
-        detail: 0,
-        stack: None,
+    };
+    let change = match life {
+        Life::Born => Change::Born {
+            goroutine,
+            parent: None,
+            stack: None,
+        },
+        Life::Ended => Change::Ended(goroutine),
+    };
+    at(at_ns, change)
+}
+
+fn at(at_ns: u64, change: Change) -> Event {
+    Event {
+        at: Ktime(at_ns),
         pid: 1,
-        slot: 0,
-    })
+        slot: Slot(0),
+        change,
+    }
 }
 
 fn alive(goid: u64, gopc: u64) -> Goroutine {
@@ -78,7 +98,7 @@ fn census(started_ns: u64, goroutines: Vec<Goroutine>) -> Census {
         started_ns,
         finished_ns: started_ns + 10,
         goroutines,
-        timers: Vec::new(),
+        timers: Some(Vec::new()),
         unreadable: 0,
     }
 }
@@ -95,7 +115,7 @@ fn what_lived_before_is_seeded_and_is_no_drift() {
     let drift = ledger.reconcile(&census(200, vec![alive(1, 10), alive(2, 10)]), &Numbers);
     assert_eq!(drift, Drift::default());
     assert_eq!(live_by_line(&ledger), HashMap::from([(10, 2)]));
-    ledger.apply(&goroutine_event(Kind::Ended, 300, 1, 10), &Numbers);
+    ledger.apply(&goroutine_event(Life::Ended, 300, 1, 10), &Numbers);
     assert_eq!(live_by_line(&ledger), HashMap::from([(10, 1)]));
 }
 
@@ -105,8 +125,8 @@ fn births_and_ends_around_a_census_are_in_flight() {
     ledger.listen(0);
     ledger.reconcile(&census(50, vec![alive(1, 10)]), &Numbers);
     // 1 ends while the census runs and was still seen; 2 is born too late to be seen.
-    ledger.apply(&goroutine_event(Kind::Ended, 205, 1, 10), &Numbers);
-    ledger.apply(&goroutine_event(Kind::Born, 206, 2, 20), &Numbers);
+    ledger.apply(&goroutine_event(Life::Ended, 205, 1, 10), &Numbers);
+    ledger.apply(&goroutine_event(Life::Born, 206, 2, 20), &Numbers);
     let drift = ledger.reconcile(&census(200, vec![alive(1, 10)]), &Numbers);
     assert_eq!(drift, Drift::default());
     assert_eq!(live_by_line(&ledger), HashMap::from([(20, 1)]));
@@ -117,7 +137,7 @@ fn lost_events_are_drift_once_and_then_right() {
     let mut ledger = Ledger::default();
     ledger.listen(0);
     ledger.reconcile(&census(50, Vec::new()), &Numbers);
-    ledger.apply(&goroutine_event(Kind::Born, 60, 1, 10), &Numbers);
+    ledger.apply(&goroutine_event(Life::Born, 60, 1, 10), &Numbers);
     // The end of 1 and the birth of 2 were lost.
     let second = census(100, vec![alive(2, 20)]);
     let drift = ledger.reconcile(&second, &Numbers);
@@ -133,19 +153,22 @@ fn lost_events_are_drift_once_and_then_right() {
     assert_eq!(drift, Drift::default());
 }
 
-fn timer_event(kind: Kind, timer: u64, function: RuntimeAddr, stack: Option<u64>) -> Event {
-    Event::Timer(TimerEvent {
-        kind,
-        at_ns: 60,
+fn timer(timer: u64, function: RuntimeAddr) -> event::Timer {
+    event::Timer {
         timer: RuntimeAddr(timer),
         when_ns: 1000,
         period_ns: 0,
         function,
         callback: RuntimeAddr(77),
-        stack: stack.map(StackId),
-        pid: 1,
-        slot: 0,
-    })
+    }
+}
+
+fn armed(number: u64, function: RuntimeAddr, stack: u64) -> Event {
+    let change = Change::Armed {
+        timer: timer(number, function),
+        stack: NonZeroU64::new(stack).map(StackId),
+    };
+    at(60, change)
 }
 
 fn pending(timer: u64, function: RuntimeAddr, callback: u64) -> Timer {
@@ -162,11 +185,11 @@ fn pending(timer: u64, function: RuntimeAddr, callback: u64) -> Timer {
 #[test]
 fn a_pending_timer_is_booked_where_it_was_armed() {
     let mut ledger = Ledger::default();
-    ledger.apply(&timer_event(Kind::Armed, 1, SEND_TIME, Some(42)), &Numbers);
-    ledger.apply(&timer_event(Kind::Armed, 2, GO_FUNC, Some(43)), &Numbers);
-    ledger.apply(&timer_event(Kind::Fired, 1, SEND_TIME, None), &Numbers);
+    ledger.apply(&armed(1, SEND_TIME, 42), &Numbers);
+    ledger.apply(&armed(2, GO_FUNC, 43), &Numbers);
+    ledger.apply(&at(70, Change::Fired(timer(1, SEND_TIME))), &Numbers);
     let mut heap = census(100, Vec::new());
-    heap.timers = vec![
+    heap.timers = Some(vec![
         pending(2, GO_FUNC, 77),
         // Armed before the probes went on: known by what it will call.
         pending(3, GO_FUNC, 78),
@@ -174,7 +197,7 @@ fn a_pending_timer_is_booked_where_it_was_armed() {
         pending(1, GO_FUNC, 79),
         // The runtime's own.
         pending(4, RuntimeAddr(5), 0),
-    ];
+    ]);
     ledger.reconcile(&heap, &Numbers);
     assert_eq!(live_by_line(&ledger), HashMap::from([(43, 1), (78, 1), (79, 1)]));
     let site = ledger.sites.iter().find(|site| site.at.line == 42).expect("armed");
@@ -194,7 +217,7 @@ proptest! {
         ledger.listen(0);
         ledger.reconcile(&census(1, Vec::new()), &Numbers);
         for (at, (kind, goid, site)) in events.into_iter().enumerate() {
-            let kind = if kind == 0 { Kind::Born } else { Kind::Ended };
+            let kind = if kind == 0 { Life::Born } else { Life::Ended };
             ledger.apply(&goroutine_event(kind, 10 + at as u64, goid, site), &Numbers);
         }
         let world: Vec<Goroutine> = survivors.iter().map(|(goid, site)| alive(*goid, *site)).collect();
@@ -214,9 +237,9 @@ proptest! {
         ledger.reconcile(&census(1, Vec::new()), &Numbers);
         let mut world = Vec::new();
         for (goid, (site, ends)) in (1..).zip(lives) {
-            ledger.apply(&goroutine_event(Kind::Born, 10, goid, site), &Numbers);
+            ledger.apply(&goroutine_event(Life::Born, 10, goid, site), &Numbers);
             if ends {
-                ledger.apply(&goroutine_event(Kind::Ended, 20, goid, site), &Numbers);
+                ledger.apply(&goroutine_event(Life::Ended, 20, goid, site), &Numbers);
             } else {
                 world.push(alive(goid, site));
             }
