@@ -1,0 +1,211 @@
+//! Where the fields of the runtime's structures lie, from the debug information of the binary itself.
+//!
+//! Go puts its types into a compile unit named `runtime` (DWARF 4, and 5 from Go 1.25), somewhere in the middle of
+//! `.debug_info`, which is tens of megabytes in a big server and usually compressed. So the section is read as a
+//! stream, one unit at a time; units with another name are skipped, and reading ends when all is found.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, BufReader, Read};
+
+use flate2::read::ZlibDecoder;
+use gimli::{EndianSlice, LittleEndian};
+
+use super::elf::{Elf, half_at, word_at};
+use super::offsets::Offsets;
+use crate::address::FileOffset;
+
+/// A unit larger than this is skipped, not kept in memory. The one of package runtime has less than a megabyte.
+const MAX_UNIT_BYTES: u64 = 64 << 20;
+/// Go's abbreviations take a few hundred bytes; those of C code linked in may take more.
+const MAX_ABBREV_BYTES: u64 = 16 << 20;
+/// A table of debug information that inflates beyond this is not worth waiting for.
+const MAX_INFO_BYTES: u64 = 4 << 30;
+
+/// Reads the offsets; `None` when the binary has no debug information, or not enough of it.
+#[must_use]
+pub fn offsets(elf: &Elf<'_>) -> Option<Offsets> {
+    let abbreviations = read_all(elf, "abbrev", MAX_ABBREV_BYTES)?;
+    let strings = read_all(elf, "str", MAX_UNIT_BYTES).unwrap_or_default();
+    let mut wanted = Wanted::new();
+    let mut info = section(elf, "info")?.take(MAX_INFO_BYTES);
+    while let Some(unit) = next_unit(&mut info) {
+        // A unit that cannot be read is passed over: what is then missing shows below.
+        let _: Option<()> = wanted.read_unit(&unit, &abbreviations, &strings);
+        if wanted.complete() {
+            break;
+        }
+    }
+    Offsets::collect(|name| wanted.found.get(name).copied()).ok()
+}
+
+/// The members looked for, and those found.
+struct Wanted {
+    /// `runtime.g` and so on: structures not seen yet.
+    structures: BTreeSet<String>,
+    /// `g.goid` and so on.
+    members: BTreeSet<&'static str>,
+    found: BTreeMap<&'static str, u32>,
+}
+
+impl Wanted {
+    fn new() -> Self {
+        let members: BTreeSet<&str> = Offsets::NAMES
+            .iter()
+            .flat_map(|names| names.iter())
+            .flat_map(|name| name.split('+'))
+            .collect();
+        Self {
+            structures: members
+                .iter()
+                .filter_map(|name| Some(format!("runtime.{}", name.split_once('.')?.0)))
+                .collect(),
+            members,
+            found: BTreeMap::new(),
+        }
+    }
+
+    fn complete(&self) -> bool {
+        self.structures.is_empty()
+    }
+
+    /// Takes the wanted structures out of a unit if it is one of package runtime.
+    fn read_unit(&mut self, unit: &[u8], abbreviations: &[u8], strings: &[u8]) -> Option<()> {
+        let header = gimli::DebugInfo::new(unit, LittleEndian)
+            .units()
+            .next()
+            .ok()??;
+        let abbreviations = gimli::DebugAbbrev::new(abbreviations, LittleEndian)
+            .abbreviations(header.debug_abbrev_offset())
+            .ok()?;
+        let strings = gimli::DebugStr::new(strings, LittleEndian);
+        let name = |value: &gimli::AttributeValue<EndianSlice<'_, LittleEndian>>| {
+            let bytes = value.string_value(&strings)?;
+            str::from_utf8(bytes.slice()).ok().map(str::to_owned)
+        };
+        let mut entries = header.entries(&abbreviations);
+        let root = entries.next_dfs().ok()??;
+        if name(&root.attr_value(gimli::DW_AT_name)?)? != "runtime" {
+            return None;
+        }
+        // The structure that the entries at hand belong to.
+        let mut inside: Option<String> = None;
+        while let Some(entry) = entries.next_dfs().ok()? {
+            match (entry.depth(), entry.tag()) {
+                (1, gimli::DW_TAG_structure_type) => {
+                    inside = entry
+                        .attr_value(gimli::DW_AT_name)
+                        .and_then(|value| name(&value))
+                        .filter(|name| self.structures.remove(name));
+                }
+                (1, _) => {
+                    inside = None;
+                    if self.complete() {
+                        break;
+                    }
+                }
+                (2, gimli::DW_TAG_member) => {
+                    let Some(structure) = &inside else { continue };
+                    let short = structure.strip_prefix("runtime.").unwrap_or(structure);
+                    let Some(member) = entry.attr_value(gimli::DW_AT_name).and_then(|v| name(&v))
+                    else {
+                        continue;
+                    };
+                    let offset = entry.attr_value(gimli::DW_AT_data_member_location);
+                    let offset = offset.and_then(|value| value.udata_value());
+                    let known = self.members.get(format!("{short}.{member}").as_str());
+                    if let (Some(known), Some(offset)) = (known, offset) {
+                        self.found.insert(known, u32::try_from(offset).ok()?);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Some(())
+    }
+}
+
+/// The next unit of `.debug_info`, its length included; empty when it was too large to keep.
+fn next_unit(info: &mut impl Read) -> Option<Vec<u8>> {
+    let mut unit = vec![0; 4];
+    info.read_exact(&mut unit).ok()?;
+    // Go's linker writes the 32-bit format only; the 64-bit one has 0xffffffff here and ends the search.
+    let length = u64::from(half_at(&unit, 0)?);
+    if length >= 0xffff_fff0 {
+        return None;
+    }
+    let mut body = info.take(length);
+    if length > MAX_UNIT_BYTES {
+        io::copy(&mut body, &mut io::sink()).ok()?;
+        return Some(Vec::new());
+    }
+    let read = body.read_to_end(&mut unit).ok()?;
+    (u64::try_from(read).ok()? == length).then_some(unit)
+}
+
+/// All of a debug section, inflated, unless it is longer than `limit`.
+fn read_all(elf: &Elf<'_>, name: &str, limit: u64) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = section(elf, name)?
+        .take(limit)
+        .read_to_end(&mut bytes)
+        .ok()?;
+    (u64::try_from(read).ok()? < limit).then_some(bytes)
+}
+
+/// The bytes of `.debug_<name>`, inflated as they are read.
+fn section<'e>(elf: &'e Elf<'_>, name: &str) -> Option<Box<dyn Read + 'e>> {
+    const ZLIB: u32 = 1;
+    let stream = |start: u64, size: u64, skip: u64| -> Option<SectionReader<'e, '_>> {
+        Some(SectionReader {
+            elf,
+            at: start.checked_add(skip)?,
+            end: start.checked_add(size)?,
+        })
+    };
+    if let Some(section) = elf.section(&format!(".debug_{name}")) {
+        let (start, size) = (section.file_offset.0, section.size);
+        if !section.compressed {
+            return Some(Box::new(BufReader::new(stream(start, size, 0)?)));
+        }
+        // Elf64_Chdr: type, reserved, size, alignment; 24 bytes. Go compresses with zlib only.
+        let header = elf.read_file(section.file_offset, 24)?;
+        return (half_at(&header, 0)? == ZLIB && word_at(&header, 8).is_some())
+            .then(|| stream(start, size, 24).map(inflate))?;
+    }
+    // Before Go 1.19: "ZLIB", the size as eight bytes, big-endian, then the stream.
+    let section = elf.section(&format!(".zdebug_{name}"))?;
+    let header = elf.read_file(section.file_offset, 12)?;
+    header.starts_with(b"ZLIB").then_some(())?;
+    stream(section.file_offset.0, section.size, 12).map(inflate)
+}
+
+fn inflate<'r>(compressed: impl Read + 'r) -> Box<dyn Read + 'r> {
+    Box::new(BufReader::new(ZlibDecoder::new(BufReader::with_capacity(
+        1 << 16,
+        compressed,
+    ))))
+}
+
+/// Reads a part of the file from front to back.
+struct SectionReader<'e, 'f> {
+    elf: &'e Elf<'f>,
+    at: u64,
+    end: u64,
+}
+
+impl Read for SectionReader<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.end.saturating_sub(self.at);
+        let count = left.min(buffer.len() as u64);
+        let bytes = self
+            .elf
+            .read_file(FileOffset(self.at), count)
+            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let target = buffer
+            .get_mut(..bytes.len())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        target.copy_from_slice(&bytes);
+        self.at = self.at.saturating_add(count);
+        Ok(bytes.len())
+    }
+}
