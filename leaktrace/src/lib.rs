@@ -15,3 +15,9 @@ pub mod address;
 
 /// 2. What is in this binary?
 pub mod resolve;
+
+/// 3. Put the probes on.
+pub mod probe;
+
+/// 4. What did the probes say?
+pub mod event;
