@@ -80,10 +80,7 @@ impl Cookie {
 }
 
 #[cfg(feature = "user")]
-#[expect(
-    unsafe_code,
-    reason = "aya asks for this promise on every map value"
-)]
+#[expect(unsafe_code, reason = "aya asks for this promise on every map value")]
 mod pod {
     // SAFETY: repr(C), integers only, no padding (the size is asserted above): every bit pattern is a value.
     unsafe impl aya::Pod for super::BinaryConfig {}

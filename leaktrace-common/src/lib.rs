@@ -7,3 +7,4 @@
 pub mod binary;
 pub mod event;
 pub mod limits;
+pub mod stack;

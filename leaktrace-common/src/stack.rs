@@ -1,0 +1,44 @@
+//! The name of a creation stack in the kernel's map of stacks.
+
+use crate::limits::SLOTS;
+
+/// Key of a stack: a hash of its frames, and the slot of the probe set that walked it.
+///
+/// The slot keeps one target from ever answering for another's stacks, and lets user space throw away
+/// the stacks of a slot that it uses again. No key is 0, so a record can say "no stack" with 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StackKey(u64);
+
+impl StackKey {
+    const SLOT_BITS: u32 = 8;
+
+    /// Makes the key of a stack from the hash of its frames.
+    #[must_use]
+    pub fn new(hash: u64, slot: u16) -> Self {
+        // One bit of the hash is given up to keep 0 free.
+        Self(
+            (hash | 1 << 63) & !((1 << Self::SLOT_BITS) - 1)
+                | u64::from(slot) & ((1 << Self::SLOT_BITS) - 1),
+        )
+    }
+
+    /// The key as a record or the map holds it; `None` for 0.
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Option<Self> {
+        if bits == 0 { None } else { Some(Self(bits)) }
+    }
+
+    /// What goes into a record and into the map.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    /// The slot whose probes walked this stack.
+    #[must_use]
+    pub fn slot(self) -> u16 {
+        (self.0 & ((1 << Self::SLOT_BITS) - 1)) as u16
+    }
+}
+
+const _: () = assert!(SLOTS == 1 << StackKey::SLOT_BITS);

@@ -1,0 +1,202 @@
+//! What a program knows when it starts: registers, the probe set it works for, and the way to a record.
+
+use core::{
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    ptr,
+};
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_RB_NO_WAKEUP, bpf_user_pt_regs_t},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
+        generated::bpf_get_attach_cookie,
+    },
+    maps::{PerCpuArray, ring_buf::RingBufEntry},
+    programs::ProbeContext,
+};
+use leaktrace_common::{
+    binary::{BinaryConfig, Cookie},
+    event::{Header, Kind, Loss},
+};
+
+use crate::maps::{BINARIES, EVENTS, HITS, LOST};
+
+/// One hit of a probe.
+pub struct Hit {
+    context: ProbeContext,
+    cookie: Cookie,
+    kind: Kind,
+    /// Where the fields of this binary are.
+    pub binary: &'static BinaryConfig,
+}
+
+impl Hit {
+    /// Counts the hit and finds the binary's table; `None` when the slot was not filled.
+    #[inline(always)]
+    pub fn new(context: ProbeContext, kind: Kind) -> Option<Self> {
+        // SAFETY: the context is the one that the kernel gave to this program.
+        let cookie = Cookie::from_bits(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
+        count(
+            &HITS,
+            u32::from(cookie.slot) * Kind::COUNT + u32::from(kind as u16),
+        );
+        match BINARIES.get(u32::from(cookie.slot)) {
+            Some(binary) if binary.filled != 0 => Some(Self {
+                context,
+                cookie,
+                kind,
+                binary,
+            }),
+            _ => {
+                lose(cookie.slot, Loss::UnknownSlot);
+                None
+            }
+        }
+    }
+
+    /// The `*g` or `*timer` that the event is about.
+    #[inline(always)]
+    pub fn object(&self) -> u64 {
+        self.register(self.cookie.register)
+    }
+
+    /// The running g: Go keeps it in a register of its own (cmd/compile/abi-internal.md, go1.18 and later).
+    #[inline(always)]
+    pub fn current_g(&self) -> u64 {
+        #[cfg(bpf_target_arch = "x86_64")]
+        return self.register(14);
+        #[cfg(bpf_target_arch = "aarch64")]
+        return self.register(28);
+    }
+
+    /// The frame pointer of the function that holds the probe.
+    #[inline(always)]
+    pub fn frame_pointer(&self) -> u64 {
+        #[cfg(bpf_target_arch = "x86_64")]
+        return self.register(5);
+        #[cfg(bpf_target_arch = "aarch64")]
+        return self.register(29);
+    }
+
+    /// Integer argument `N` of a Go function, counted from 0, at a call or an entry: rax, rbx, rcx, rdi,
+    /// rsi, r8 on amd64, x0 to x5 on arm64 (cmd/compile/abi-internal.md).
+    #[inline(always)]
+    pub fn argument<const N: usize>(&self) -> u64 {
+        #[cfg(bpf_target_arch = "x86_64")]
+        return self.register(const { [0, 3, 1, 7, 6, 8][N] });
+        #[cfg(bpf_target_arch = "aarch64")]
+        return self.register(const { [0, 1, 2, 3, 4, 5][N] });
+    }
+
+    /// The slot of the probe set.
+    #[inline(always)]
+    pub fn slot(&self) -> u16 {
+        self.cookie.slot
+    }
+
+    /// The first half of this hit's record.
+    #[inline(always)]
+    pub fn header(&self, object: u64, stack: u64) -> Header {
+        Header {
+            // SAFETY: a helper without arguments.
+            at_ns: unsafe { bpf_ktime_get_ns() },
+            object,
+            stack,
+            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            kind: self.kind as u16,
+            slot: self.cookie.slot,
+        }
+    }
+
+    /// Room for a record in the ring buffer; `None`, and counted, when it is full.
+    ///
+    /// Asked for before anything is read, so that a full ring costs the target little.
+    #[inline(always)]
+    pub fn reserve<T: 'static>(&self) -> Option<RingBufEntry<T>> {
+        let entry = EVENTS.reserve::<T>(0);
+        if entry.is_none() {
+            self.lose(Loss::RingFull);
+        }
+        entry
+    }
+
+    /// Reads the target's memory; a fault is counted and answered with zeros.
+    #[inline(always)]
+    pub fn read<T: Default>(&self, address: u64) -> T {
+        // SAFETY: the helper checks the address; T is made of integers in every use.
+        match unsafe { bpf_probe_read_user(address as *const T) } {
+            Ok(value) => value,
+            Err(_) => {
+                self.lose(Loss::ReadFault);
+                T::default()
+            }
+        }
+    }
+
+    /// Reads a field of the structure at `object`; 0 when this release has no such field.
+    #[inline(always)]
+    pub fn field<T: Default>(&self, object: u64, offset: u32) -> T {
+        if offset == BinaryConfig::ABSENT {
+            return T::default();
+        }
+        self.read(object.wrapping_add(u64::from(offset)))
+    }
+
+    /// Counts something that the reader will not see.
+    #[inline(always)]
+    pub fn lose(&self, cause: Loss) {
+        lose(self.cookie.slot, cause);
+    }
+
+    /// A register by the hardware's number. The verifier wants each offset into the context to be a
+    /// constant, hence no array; volatile keeps the compiler from making one.
+    #[inline(always)]
+    fn register(&self, number: u8) -> u64 {
+        let registers: *const bpf_user_pt_regs_t = self.context.as_ptr().cast();
+        macro_rules! choose {
+            ($($number:literal => $($field:tt).+ $([$index:literal])?),+ $(,)?) => {
+                match number {
+                    // SAFETY: the context of a uprobe is a pt_regs, and every field lies in it.
+                    $($number => unsafe { ptr::read_volatile(&raw const (*registers).$($field).+ $([$index])?) },)+
+                    _ => 0,
+                }
+            };
+        }
+        #[cfg(bpf_target_arch = "x86_64")]
+        return choose!(
+            0 => rax, 1 => rcx, 2 => rdx, 3 => rbx, 4 => rsp, 5 => rbp, 6 => rsi, 7 => rdi,
+            8 => r8, 9 => r9, 10 => r10, 11 => r11, 12 => r12, 13 => r13, 14 => r14, 15 => r15,
+        );
+        #[cfg(bpf_target_arch = "aarch64")]
+        return choose!(
+            0 => regs[0], 1 => regs[1], 2 => regs[2], 3 => regs[3], 4 => regs[4], 5 => regs[5],
+            6 => regs[6], 7 => regs[7], 8 => regs[8], 9 => regs[9], 10 => regs[10], 11 => regs[11],
+            12 => regs[12], 13 => regs[13], 14 => regs[14], 15 => regs[15], 16 => regs[16],
+            17 => regs[17], 18 => regs[18], 19 => regs[19], 20 => regs[20], 21 => regs[21],
+            22 => regs[22], 23 => regs[23], 24 => regs[24], 25 => regs[25], 26 => regs[26],
+            27 => regs[27], 28 => regs[28], 29 => regs[29], 30 => regs[30],
+        );
+    }
+}
+
+/// Hands a filled record to the reader, who is never woken: it drains by the clock.
+#[inline(always)]
+pub fn submit<T>(mut entry: RingBufEntry<T>, record: T) {
+    entry.write(record);
+    entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+#[inline(always)]
+fn lose(slot: u16, cause: Loss) {
+    count(&LOST, u32::from(slot) * Loss::COUNT + cause as u32);
+}
+
+#[inline(always)]
+fn count(counters: &PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = counters.get_ptr_mut(index) {
+        // Atomic although it is this CPU's own: a preemptible kernel may run another probe in between.
+        // SAFETY: the map holds aligned u64s, and nobody has a reference to one.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) };
+    }
+}

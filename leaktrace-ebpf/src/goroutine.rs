@@ -1,0 +1,89 @@
+//! Goroutines: born, ended, parked, readied. All four probes run on g0, the scheduler's stack.
+
+use aya_ebpf::{macros::uprobe, programs::ProbeContext};
+use leaktrace_common::event::{GoroutineRecord, Kind};
+
+use crate::{
+    context::{Hit, submit},
+    stack,
+};
+
+/// At the end of `runtime.newproc1`: the new g is complete and on no run queue yet.
+#[uprobe]
+pub fn goroutine_born(context: ProbeContext) -> u32 {
+    record(context, Kind::Born, |hit, g| {
+        let parent = hit.field(g, hit.binary.g_parent_goid);
+        (parent, creation_stack(hit))
+    })
+}
+
+/// At the start of `runtime.gdestroy` (before Go 1.22: `goexit0`): the g is still intact.
+#[uprobe]
+pub fn goroutine_ended(context: ProbeContext) -> u32 {
+    record(context, Kind::Ended, |_, _| (0, 0))
+}
+
+/// At the start of `runtime.park_m`.
+#[uprobe]
+pub fn goroutine_parked(context: ProbeContext) -> u32 {
+    record(context, Kind::Parked, |hit, g| {
+        let reason: u8 = hit.field(g, hit.binary.g_waitreason);
+        (u64::from(reason), 0)
+    })
+}
+
+/// At the start of `runtime.ready`.
+#[uprobe]
+pub fn goroutine_readied(context: ProbeContext) -> u32 {
+    record(context, Kind::Readied, |_, _| (0, 0))
+}
+
+/// Leaves one record; `detail_and_stack` says what this kind has beyond the others.
+#[inline(always)]
+fn record(
+    context: ProbeContext,
+    kind: Kind,
+    detail_and_stack: impl FnOnce(&Hit, u64) -> (u64, u64),
+) -> u32 {
+    let Some(hit) = Hit::new(context, kind) else {
+        return 0;
+    };
+    let Some(entry) = hit.reserve::<GoroutineRecord>() else {
+        return 0;
+    };
+    let g = hit.object();
+    let goid = hit.field(g, hit.binary.g_goid);
+    let gopc = hit.field(g, hit.binary.g_gopc);
+    let startpc = hit.field(g, hit.binary.g_startpc);
+    let (detail, stack) = detail_and_stack(&hit, g);
+    submit(
+        entry,
+        GoroutineRecord {
+            header: hit.header(g, stack),
+            goid,
+            gopc,
+            startpc,
+            detail,
+        },
+    );
+    0
+}
+
+/// The stack of the goroutine that ran the `go` statement; 0 when a timer's callback did.
+///
+/// newproc1 runs on g0, and the goroutine below left its frame pointer in `sched.bp` when it switched. A
+/// timer's callback runs on g0 itself: then there is no goroutine below, and the frames under g0 belong to
+/// whatever ran on this thread before (`mcall` clears the frame pointer only from Go 1.27 on amd64).
+#[inline(always)]
+fn creation_stack(hit: &Hit) -> u64 {
+    let m: u64 = hit.field(hit.current_g(), hit.binary.g_m);
+    if m == 0 {
+        return 0;
+    }
+    let creator: u64 = hit.field(m, hit.binary.m_curg);
+    if creator == 0 {
+        return 0;
+    }
+    let frame = hit.field(creator, hit.binary.g_sched_bp);
+    stack::keep(hit, creator, frame)
+}

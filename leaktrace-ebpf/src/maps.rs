@@ -1,0 +1,31 @@
+//! Every map, declared once. The loader may change the sizes of `EVENTS` and `STACKS`.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use leaktrace_common::{
+    binary::BinaryConfig,
+    event::{Kind, Loss},
+    limits::{RING_BYTES, SLOTS, STACK_DEPTH, STACKS as STACK_COUNT},
+};
+
+/// The records, in the order in which room was reserved for them.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+
+/// Where each binary keeps its fields, by slot.
+#[map]
+pub static BINARIES: Array<BinaryConfig> = Array::with_max_entries(SLOTS, 0);
+
+/// Creation stacks by `StackKey`: return addresses, innermost first, 0 after the last.
+#[map]
+pub static STACKS: HashMap<u64, [u64; STACK_DEPTH]> = HashMap::with_max_entries(STACK_COUNT, 0);
+
+/// What did not arrive, by slot and cause: index `slot * Loss::COUNT + cause`.
+#[map]
+pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS * Loss::COUNT, 0);
+
+/// How often a program ran, by slot and kind: index `slot * Kind::COUNT + kind`.
+#[map]
+pub static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS * Kind::COUNT, 0);

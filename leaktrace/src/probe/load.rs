@@ -1,0 +1,200 @@
+//! The embedded eBPF object into the kernel: maps at once, each program when it is first asked for.
+
+use std::io;
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapError},
+    programs::{ProgramError, UProbe},
+};
+use aya_log::EbpfLogger;
+use leaktrace_common::{event::Kind, limits};
+
+use super::{ProbeError, Probes};
+use crate::event::ring::Ring;
+
+/// The object for this machine, which build.rs chose and checked.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LEAKTRACE_BPF_OBJECT"));
+
+/// Sizes of what is kept in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Bytes of the ring buffer; rounded up to a power of two.
+    pub ring_bytes: u32,
+    /// Distinct creation stacks.
+    pub stacks: u32,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            ring_bytes: limits::RING_BYTES,
+            stacks: limits::STACKS,
+        }
+    }
+}
+
+impl Probes {
+    /// Loads the maps and makes the programs ready; answers with the ring buffer's reading end too.
+    ///
+    /// The memlock limit does not matter: Linux has charged maps to the memory cgroup since 5.11.
+    pub fn load(options: &LoadOptions) -> Result<(Self, Ring), ProbeError> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries("EVENTS", options.ring_bytes.next_power_of_two())
+            .map_max_entries("STACKS", options.stacks)
+            .load(OBJECT)
+            .map_err(object_error)?;
+        let flush_log: Option<Box<dyn FnMut() + Send>> = match EbpfLogger::init(&mut ebpf) {
+            Ok(mut logger) => Some(Box::new(move || logger.flush())),
+            Err(error) => {
+                tracing::debug!(%error, "the eBPF programs do not log");
+                None
+            }
+        };
+        let ring = Ring::new(take(&mut ebpf, "EVENTS")?);
+        let probes = Self {
+            binaries: take(&mut ebpf, "BINARIES")?,
+            stacks: take(&mut ebpf, "STACKS")?,
+            lost: take(&mut ebpf, "LOST")?,
+            hits: take(&mut ebpf, "HITS")?,
+            ebpf,
+            slots: Vec::new(),
+            next_slot: 0,
+            flush_log,
+        };
+        Ok((probes, ring))
+    }
+
+    /// The program for a kind of event, loaded now if it was not before.
+    pub(super) fn program(&mut self, kind: Kind) -> Result<&mut UProbe, ProbeError> {
+        let name = program_name(kind);
+        let program: &mut UProbe = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| ProbeError::Object(format!("it has no program {name}")))?
+            .try_into()
+            .map_err(|error: ProgramError| ProbeError::Object(format!("{name}: {error}")))?;
+        if program.fd().is_err() {
+            program.load().map_err(|error| program_error(name, error))?;
+        }
+        Ok(program)
+    }
+}
+
+fn program_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Born => "goroutine_born",
+        Kind::Ended => "goroutine_ended",
+        Kind::Parked => "goroutine_parked",
+        Kind::Readied => "goroutine_readied",
+        Kind::Armed => "timer_armed",
+        Kind::Stopped => "timer_stopped",
+        Kind::Rearmed => "timer_rearmed",
+        Kind::Fired => "timer_fired",
+    }
+}
+
+fn take<T>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, ProbeError>
+where
+    T: TryFrom<Map, Error = MapError>,
+{
+    ebpf.take_map(name)
+        .ok_or_else(|| ProbeError::Object(format!("it has no map {name}")))?
+        .try_into()
+        .map_err(|error: MapError| ProbeError::Map {
+            map: name,
+            error: error.to_string(),
+        })
+}
+
+fn object_error(error: EbpfError) -> ProbeError {
+    if let EbpfError::MapError(MapError::CreateError { name, io_error }) = &error {
+        if is_permission(io_error) {
+            return ProbeError::NotPermitted {
+                doing: "load eBPF programs",
+            };
+        }
+        if name == "EVENTS" && io_error.kind() == io::ErrorKind::InvalidInput {
+            return ProbeError::KernelTooOld {
+                missing: "ring buffer for eBPF, or none of this size",
+            };
+        }
+    }
+    ProbeError::Object(with_causes(&error))
+}
+
+fn program_error(program: &'static str, error: ProgramError) -> ProbeError {
+    let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = &error
+    else {
+        return ProbeError::Object(with_causes(&error));
+    };
+    let log = verifier_log.to_string();
+    // bpf_get_attach_cookie is helper 174, since Linux 5.15.
+    if log.contains("unknown#174") || log.contains("invalid func 174") {
+        return ProbeError::KernelTooOld {
+            missing: "attach cookies for eBPF",
+        };
+    }
+    if is_permission(io_error) && log.trim().is_empty() {
+        return ProbeError::NotPermitted {
+            doing: "load eBPF programs",
+        };
+    }
+    ProbeError::Verifier {
+        program,
+        verdict: format!("{io_error}: {}", verdict(&log)),
+    }
+}
+
+/// The lines of a verifier's log that tell something: its last ones, without the statistics that follow.
+fn verdict(log: &str) -> String {
+    let lines: Vec<_> = log
+        .lines()
+        .map(str::trim)
+        .filter(|line| {
+            !line.is_empty()
+                && !line.starts_with("processed ")
+                && !line.starts_with("verification time ")
+                && !line.starts_with("stack depth ")
+        })
+        .collect();
+    let last = lines.iter().rev().take(3).rev();
+    last.copied().collect::<Vec<_>>().join(" / ")
+}
+
+/// `EPERM` or `EACCES`.
+pub(super) fn is_permission(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// An error and all that lies under it, on one line.
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let line = error.to_string();
+        if !text.contains(&line) {
+            text = format!("{text}: {line}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_the_end_of_the_log_without_statistics() {
+        let log = "0: R1=ctx()\n1: (79) r1 = *(u64 *)(r1 +400)\ninvalid bpf_context access off=400 size=8\n\
+                   processed 2 insns (limit 1000000)\nverification time 20 usec\nstack depth 0\n";
+        assert_eq!(
+            verdict(log),
+            "0: R1=ctx() / 1: (79) r1 = *(u64 *)(r1 +400) / invalid bpf_context access off=400 size=8"
+        );
+    }
+}

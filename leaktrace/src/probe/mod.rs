@@ -1,0 +1,176 @@
+//! Put the probes on: the only part of leaktrace that gives programs to the kernel.
+//!
+//! [`plan::plan`] chooses, [`Probes::load`] loads, [`Probes::attach`] attaches to one process. Dropping an
+//! [`AttachedSet`](attach::AttachedSet) takes its probes off, and so does the end of this process in
+//! whatever way: the kernel ties them to file descriptors.
+
+use std::{io, sync::Weak};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, MapData, PerCpuArray},
+};
+use leaktrace_common::{
+    binary::BinaryConfig,
+    event::{Kind, Loss},
+    limits::STACK_DEPTH,
+};
+use thiserror::Error;
+
+use crate::{
+    address::{FileOffset, RuntimeAddr},
+    event::{Slot, StackId},
+};
+
+/// Which probes shall go where? Pure.
+pub mod plan;
+
+/// The embedded object into the kernel.
+pub mod load;
+
+/// Probes onto one process.
+pub mod attach;
+
+/// The loaded object: its programs and maps, and who uses which slot.
+pub struct Probes {
+    ebpf: Ebpf,
+    binaries: Array<MapData, BinaryConfig>,
+    stacks: HashMap<MapData, u64, [u64; STACK_DEPTH]>,
+    lost: PerCpuArray<MapData, u64>,
+    hits: PerCpuArray<MapData, u64>,
+    /// A slot is in use while its set lives.
+    slots: Vec<Weak<()>>,
+    next_slot: usize,
+    /// Passes on what the programs logged; there only when they were built to log.
+    flush_log: Option<Box<dyn FnMut() + Send>>,
+}
+
+impl Probes {
+    /// What the ring buffer did not carry for this slot since it was attached, by [`Loss`].
+    pub fn lost(&self, slot: Slot) -> Result<[u64; Loss::COUNT as usize], ProbeError> {
+        counters(&self.lost, slot)
+    }
+
+    /// How often each probe of this slot was hit since it was attached, by [`Kind`].
+    pub fn hits(&self, slot: Slot) -> Result<[u64; Kind::COUNT as usize], ProbeError> {
+        counters(&self.hits, slot)
+    }
+
+    /// Return addresses of a creation stack, innermost first; `None` when it is no longer kept, which
+    /// happens once its slot is used again.
+    #[must_use]
+    pub fn stack(&self, id: StackId) -> Option<Vec<RuntimeAddr>> {
+        let frames = self.stacks.get(&id.0.get(), 0).ok()?;
+        Some(
+            frames
+                .into_iter()
+                .take_while(|&frame| frame != 0)
+                .map(RuntimeAddr)
+                .collect(),
+        )
+    }
+
+    /// Passes on what the programs logged; they do so only when built with `cargo xtask build-ebpf --log`.
+    pub fn flush_log(&mut self) {
+        if let Some(flush) = &mut self.flush_log {
+            flush();
+        }
+    }
+}
+
+/// Sums one slot's row of a per-CPU table of counters.
+fn counters<const N: usize>(
+    table: &PerCpuArray<MapData, u64>,
+    slot: Slot,
+) -> Result<[u64; N], ProbeError> {
+    let mut row = [0; N];
+    for (index, total) in (u32::from(slot.0) * N as u32..).zip(&mut row) {
+        *total = table
+            .get(&index, 0)
+            .map_err(|error| ProbeError::Map {
+                map: "counters",
+                error: error.to_string(),
+            })?
+            .iter()
+            .sum();
+    }
+    Ok(row)
+}
+
+/// Why there are no probes, as one sentence that says what to do.
+#[derive(Debug, Error)]
+pub enum ProbeError {
+    /// The kernel wants more capabilities.
+    #[error(
+        "no permission to {doing}: run as root, or with the capabilities CAP_BPF and CAP_PERFMON; `leaktrace snapshot` works without"
+    )]
+    NotPermitted {
+        /// What was tried.
+        doing: &'static str,
+    },
+    /// The kernel is older than 5.15.
+    #[error(
+        "this kernel has no {missing}: probes need Linux 5.15 or later; `leaktrace snapshot` works without"
+    )]
+    KernelTooOld {
+        /// What it lacks.
+        missing: &'static str,
+    },
+    /// The object could not be loaded for another reason.
+    #[error("the kernel did not take leaktrace's eBPF object: {0}")]
+    Object(String),
+    /// The verifier refused a program.
+    #[error(
+        "the kernel's verifier refused the program {program}, please report this line with the kernel's version: {verdict}"
+    )]
+    Verifier {
+        /// The program.
+        program: &'static str,
+        /// The end of the verifier's log.
+        verdict: String,
+    },
+    /// A map could not be read or written.
+    #[error("the eBPF map of {map} cannot be used: {error}")]
+    Map {
+        /// Which map.
+        map: &'static str,
+        /// The kernel's answer.
+        error: String,
+    },
+    /// Every slot is taken.
+    #[error("{0} processes have probes already: stop tracing one of them first")]
+    NoSlot(u32),
+    /// The executable could not be read.
+    #[error("the executable cannot be read at offset {offset}: {error}")]
+    Unreadable {
+        /// Where.
+        offset: FileOffset,
+        /// Why.
+        error: io::Error,
+    },
+    /// The executable does not hold the instruction that was found in it.
+    #[error(
+        "the executable changed: at offset {offset} it holds {found}, not {expected}; resolve it again"
+    )]
+    Changed {
+        /// Where.
+        offset: FileOffset,
+        /// Bytes there now, in hexadecimal.
+        found: String,
+        /// Bytes that were there, in hexadecimal.
+        expected: String,
+    },
+    /// The process is gone.
+    #[error("process {0} has ended")]
+    TargetGone(u32),
+    /// The kernel refused a probe.
+    #[error("the kernel refused the {kind:?} probe at offset {offset}: {error}")]
+    Refused {
+        /// What it would have watched.
+        kind: Kind,
+        /// Where.
+        offset: FileOffset,
+        /// The kernel's answer.
+        error: String,
+    },
+}

@@ -1,0 +1,172 @@
+//! Which probes shall go where? Pure: what was resolved in, a list out.
+
+use leaktrace_common::event::Kind;
+
+use crate::{
+    address::FileOffset,
+    resolve::{Execution, SiteChoice},
+};
+
+/// How much is watched, from free to rich.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// No probes.
+    None,
+    /// Births and ends of goroutines, and timers.
+    #[default]
+    Lifecycle,
+    /// Also each park and wake-up, which are many.
+    Full,
+}
+
+impl Level {
+    /// The kinds of event that are watched on this level.
+    #[must_use]
+    pub fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::None => &[],
+            Self::Lifecycle => &[
+                Kind::Born,
+                Kind::Ended,
+                Kind::Armed,
+                Kind::Stopped,
+                Kind::Rearmed,
+                Kind::Fired,
+            ],
+            Self::Full => &Kind::ALL,
+        }
+    }
+}
+
+/// What to attach to one binary.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The probes.
+    pub probes: Vec<PlannedProbe>,
+    /// Kinds of event of this level that cannot be seen in this binary.
+    pub missing: Vec<Missing>,
+}
+
+/// One probe on one instruction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedProbe {
+    /// What it watches.
+    pub kind: Kind,
+    /// Where the instruction lies in the file.
+    pub offset: FileOffset,
+    /// Its bytes, which must still be there.
+    pub bytes: Vec<u8>,
+    /// The register that holds the object (hardware number, see `leaktrace_common::binary::Cookie`).
+    pub register: u8,
+    /// What a hit costs.
+    pub execution: Execution,
+}
+
+/// A kind of event without a probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Which.
+    pub kind: Kind,
+    /// Why, as a sentence.
+    pub reason: String,
+}
+
+/// Chooses the probes of a level among the sites that were found (`resolve::Program::sites`).
+#[must_use]
+pub fn plan(sites: &[SiteChoice], level: Level) -> Plan {
+    let mut plan = Plan::default();
+    for &kind in level.kinds() {
+        let mut reasons = Vec::new();
+        let mut found = false;
+        for choice in sites.iter().filter(|choice| choice.kind == kind) {
+            match &choice.found {
+                Ok(chosen) => {
+                    found |= !chosen.is_empty();
+                    plan.probes.extend(chosen.iter().map(|site| PlannedProbe {
+                        kind,
+                        offset: site.file_offset,
+                        bytes: site.bytes.clone(),
+                        register: site.register,
+                        execution: site.execution,
+                    }));
+                }
+                Err(reason) => reasons.push(reason.clone()),
+            }
+        }
+        if !found {
+            if reasons.is_empty() {
+                reasons.push("no place to probe it was found in this binary".to_owned());
+            }
+            plan.missing.push(Missing {
+                kind,
+                reason: reasons.join("; "),
+            });
+        }
+    }
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{address::VirtAddr, resolve::ProbeSite};
+
+    fn site(kind: Kind, offset: u64) -> SiteChoice {
+        SiteChoice {
+            kind,
+            found: Ok(vec![ProbeSite {
+                function: "runtime.something".to_owned(),
+                address: VirtAddr(0x40_0000 + offset),
+                file_offset: FileOffset(offset),
+                offset_in_function: 4,
+                bytes: vec![0x76, 0x10],
+                text: "jbe".to_owned(),
+                execution: Execution::Emulated,
+                register: 0,
+            }]),
+        }
+    }
+
+    #[test]
+    fn a_level_takes_its_kinds_and_no_others() {
+        let sites: Vec<_> = Kind::ALL
+            .into_iter()
+            .zip(1..)
+            .map(|(kind, offset)| site(kind, offset))
+            .collect();
+        let kinds = |level| {
+            let plan = plan(&sites, level);
+            assert_eq!(plan.missing, []);
+            plan.probes
+                .iter()
+                .map(|probe| probe.kind)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(kinds(Level::None), []);
+        assert_eq!(kinds(Level::Lifecycle).len(), 6);
+        assert!(!kinds(Level::Lifecycle).contains(&Kind::Parked));
+        assert_eq!(kinds(Level::Full), Kind::ALL);
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_named_with_its_reason() {
+        let sites = [
+            site(Kind::Born, 1),
+            SiteChoice {
+                kind: Kind::Ended,
+                found: Err("runtime.gdestroy is not in this binary".to_owned()),
+            },
+        ];
+        let plan = plan(&sites, Level::Lifecycle);
+        assert_eq!(plan.probes.len(), 1);
+        assert_eq!(plan.missing.len(), 5);
+        assert_eq!(
+            plan.missing[0],
+            Missing {
+                kind: Kind::Ended,
+                reason: "runtime.gdestroy is not in this binary".to_owned()
+            }
+        );
+        assert_eq!(plan.missing[1].kind, Kind::Armed);
+    }
+}
