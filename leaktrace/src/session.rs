@@ -4,18 +4,23 @@
 //! [`Session::report`] when somebody asks. It owns the ledger; nobody else touches it.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use leaktrace_common::event::{Kind, Loss};
 
 use crate::census::{self, Layout, LiveMemory};
 use crate::clock::monotonic_ns;
-use crate::event::{Event, Ring};
+use crate::event::ring::Ring;
+use crate::event::{Change, Slot};
 use crate::export::Report;
 use crate::export::report::{Events, Facts};
 use crate::ledger::{Drift, Ledger, Symbolizer};
-use crate::probe::{self, AttachedSet, Level, Probes};
+use crate::probe::attach::{AttachRequest, AttachedSet};
+use crate::probe::load::LoadOptions;
+use crate::probe::plan::{self, Level, Missing};
+use crate::probe::Probes;
 use crate::resolve::{self, Program};
 use crate::target::{Pid, Process};
 
@@ -35,12 +40,13 @@ pub struct Session {
 
 /// The probes on the target, while there are any.
 struct Watch {
-    probes: Probes,
+    /// Dropped first: detaches. `None` once the probes are off; the counters stay readable.
+    attached: Option<AttachedSet>,
+    slot: Slot,
     ring: Ring,
-    /// Dropped before `probes`: detaches.
-    attached: AttachedSet,
+    probes: Probes,
     level: Level,
-    not_probed: Vec<(Kind, String)>,
+    not_probed: Vec<Missing>,
     undecodable: u64,
 }
 
@@ -85,22 +91,39 @@ impl Session {
     /// # Errors
     /// When this user or this kernel may not, or nothing at all could be probed.
     pub fn attach(&mut self, level: Level) -> anyhow::Result<()> {
-        let plan = probe::plan(&self.program, level);
-        if plan.points.is_empty() {
+        if level == Level::None {
             return Ok(());
         }
-        let mut probes = Probes::load(&probe::LoadOptions::default(), &plan)?;
+        let pid = self.process.id.pid;
+        let plan = plan::plan(&self.program.sites, level);
+        if plan.probes.is_empty() {
+            let reasons: Vec<String> = plan
+                .missing
+                .iter()
+                .map(|missing| missing.reason.clone())
+                .collect();
+            bail!(
+                "nothing in process {pid} can be probed: {}; `leaktrace snapshot` works without probes",
+                reasons.join("; ")
+            );
+        }
+        let (mut probes, ring) = Probes::load(&LoadOptions::default())?;
         let attached = probes
-            .attach(&self.process, &plan)
-            .with_context(|| format!("cannot put probes on process {}", self.process.id.pid))?;
-        let ring = probes.take_ring()?;
+            .attach(&AttachRequest {
+                executable: self.process.executable(),
+                pid: NonZeroU32::try_from(u32::try_from(pid.0)?)?,
+                binary: probe::binary_config(&self.program),
+                probes: &plan.probes,
+            })
+            .with_context(|| format!("cannot put probes on process {pid}"))?;
         self.ledger.listen(monotonic_ns());
         self.watch = Some(Watch {
-            probes,
+            slot: attached.slot(),
+            attached: Some(attached),
             ring,
-            attached,
+            probes,
             level,
-            not_probed: plan.refused,
+            not_probed: plan.missing,
             undecodable: 0,
         });
         Ok(())
@@ -113,9 +136,9 @@ impl Session {
         };
         let (probes, symbols, ledger) = (&watch.probes, &mut self.symbols, &mut self.ledger);
         let drained = watch.ring.drain(DRAIN_RECORDS, |event| {
-            let stack = match &event {
-                Event::Goroutine(event) => event.stack,
-                Event::Timer(event) => event.stack,
+            let stack = match &event.change {
+                Change::Born { stack, .. } | Change::Armed { stack, .. } => *stack,
+                _ => None,
             };
             if let Some(stack) = stack.filter(|stack| !symbols.knows(*stack)) {
                 // A stack that the kernel's map no longer has is learnt as empty, so that it is asked for once.
@@ -147,7 +170,7 @@ impl Session {
     pub fn detach(&mut self) {
         self.drain();
         if let Some(watch) = &mut self.watch {
-            watch.attached.detach();
+            drop(watch.attached.take());
         }
         self.drain();
     }
@@ -178,19 +201,21 @@ impl Session {
         let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
         if let Some(watch) = &self.watch {
             events.level = watch.level.name();
-            for (kind, count) in Kind::ALL.into_iter().zip(watch.probes.hits(&watch.attached)) {
+            let hits = watch.probes.hits(watch.slot).unwrap_or_default();
+            for (kind, count) in Kind::ALL.into_iter().zip(hits) {
                 if count > 0 {
                     events.hits.insert(kind_name(kind), count);
                 }
             }
-            for (cause, count) in Loss::ALL.into_iter().zip(watch.probes.lost(&watch.attached)) {
+            let losses = watch.probes.lost(watch.slot).unwrap_or_default();
+            for (cause, count) in Loss::ALL.into_iter().zip(losses) {
                 lost.insert(loss_name(cause), count);
             }
             lost.insert("undecodable", watch.undecodable);
             events.not_probed = watch
                 .not_probed
                 .iter()
-                .map(|(kind, reason)| (kind_name(*kind), reason.clone()))
+                .map(|missing| (kind_name(missing.kind), missing.reason.clone()))
                 .collect();
         }
         lost.insert("ledger full", self.ledger.turned_away);

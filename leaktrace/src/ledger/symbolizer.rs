@@ -44,17 +44,18 @@ impl Symbolizer {
 
 impl Symbols for Symbolizer {
     fn frames_of_return(&self, pc: RuntimeAddr) -> Vec<Frame> {
-        self.program
-            .functions
-            .frames_of_return(self.bias.to_linked(pc))
+        let mut frames = Vec::new();
+        let functions = &self.program.functions;
+        functions.frames_of_return(self.bias.to_linked(pc), &mut frames);
+        frames
     }
 
     fn function(&self, pc: RuntimeAddr) -> Option<Frame> {
         // The outermost frame is the function itself; inlined calls at its first instruction are not meant.
-        self.program
-            .functions
-            .frames(self.bias.to_linked(pc))
-            .pop()
+        let mut frames = Vec::new();
+        let functions = &self.program.functions;
+        functions.frames(self.bias.to_linked(pc), &mut frames);
+        frames.pop()
     }
 
     fn stack(&self, stack: StackId) -> Vec<RuntimeAddr> {
