@@ -11,7 +11,7 @@ use std::process::Command;
 use leaktrace::address::{FileOffset, VirtAddr};
 use leaktrace::resolve::code::{CodeView, Function};
 use leaktrace::resolve::decode::{Flow, Listing};
-use leaktrace::resolve::{Arch, Execution, GlobalsSource, SiteChoice, globals, sites};
+use leaktrace::resolve::{Arch, Execution, GlobalsSource, ProbeSite, SiteChoice, globals, sites};
 use leaktrace_common::event::Kind;
 use object::{Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _};
 
@@ -48,6 +48,36 @@ func coroutines() {
 	next, stop := iter.Pull(func(yield func(int) bool) { yield(1) })
 	next()
 	stop()
+}
+"#;
+
+/// Keeps goroutines and timers hot for a second under the profiler.
+const STORM: &str = r#"//go:build storm
+
+package main
+
+import (
+	"os"
+	"runtime/pprof"
+	"time"
+)
+
+func init() {
+	file, err := os.Create("cpu.pprof")
+	if err != nil {
+		panic(err)
+	}
+	pprof.StartCPUProfile(file)
+	defer pprof.StopCPUProfile()
+	done := make(chan bool)
+	for start := time.Now(); time.Since(start) < time.Second; {
+		for i := 0; i < 100; i++ {
+			go func() { done <- true }()
+			<-done
+		}
+		time.AfterFunc(0, func() { done <- true })
+		<-done
+	}
 }
 "#;
 
@@ -94,8 +124,7 @@ fn build(toolchain: &Toolchain, arch: Arch, label: &str, extra: &[&str]) -> Vec<
         Arch::Amd64 => "amd64",
         Arch::Arm64 => "arm64",
     };
-    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let module = scratch.join(format!("sites-{}-{goarch}-{label}", toolchain.version));
+    let module = module(toolchain, arch, label);
     std::fs::create_dir_all(&module).expect("create the program's directory");
     let coroutines = if toolchain.minor >= 23 {
         COROUTINES
@@ -106,6 +135,7 @@ fn build(toolchain: &Toolchain, arch: Arch, label: &str, extra: &[&str]) -> Vec<
     for (name, text) in [
         ("main.go", PROGRAM),
         ("coroutines.go", coroutines),
+        ("storm.go", STORM),
         ("go.mod", &go_mod),
     ] {
         std::fs::write(module.join(name), text).expect("write the program");
@@ -129,7 +159,11 @@ fn build(toolchain: &Toolchain, arch: Arch, label: &str, extra: &[&str]) -> Vec<
         .env("CGO_ENABLED", "0")
         .env(
             "GOCACHE",
-            std::env::var_os("GOCACHE").unwrap_or_else(|| scratch.join("gocache").into()),
+            std::env::var_os("GOCACHE").unwrap_or_else(|| {
+                Path::new(env!("CARGO_TARGET_TMPDIR"))
+                    .join("gocache")
+                    .into()
+            }),
         )
         .output()
         .expect("run go build");
@@ -140,6 +174,12 @@ fn build(toolchain: &Toolchain, arch: Arch, label: &str, extra: &[&str]) -> Vec<
         String::from_utf8_lossy(&output.stderr)
     );
     std::fs::read(module.join("program")).expect("read the program")
+}
+
+/// Where the program is written and built.
+fn module(toolchain: &Toolchain, arch: Arch, label: &str) -> PathBuf {
+    let version = &toolchain.version;
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("sites-{version}-{arch:?}-{label}"))
 }
 
 /// A binary with its symbol table; mutable, and able to deny that it has variables' symbols.
@@ -360,9 +400,42 @@ fn without_inlining_the_exit_of_newproc1_is_its_return() {
                     assert_eq!(site.execution, Execution::SingleStepped);
                     assert_eq!(site.text, "ret");
                 }
-                // `(*timer).reset` stays between the two, and has not the same registers.
-                Kind::Rearmed => assert_eq!(site, None),
+                Kind::Rearmed => {
+                    let site = site.expect("a site between the door and modify");
+                    assert_eq!(site.text, "call runtime.(*timer).reset");
+                }
                 _ => assert!(site.is_some(), "{choice:?}"),
+            }
+        }
+    }
+}
+
+/// A profile makes the compiler inline what is hot. Births and deaths must be found all the same; of the
+/// rest what is found must be true.
+#[test]
+fn a_profile_may_hide_sites_but_not_births_and_deaths() {
+    let Some(toolchain) = toolchains().pop() else {
+        return;
+    };
+    build(&toolchain, Arch::Amd64, "pgo", &["-tags=storm"]);
+    let module = module(&toolchain, Arch::Amd64, "pgo");
+    let status = Command::new(module.join("program"))
+        .current_dir(&module)
+        .status()
+        .expect("run the program to profile");
+    assert!(status.success());
+    let profile = format!("-pgo={}", module.join("cpu.pprof").display());
+    for arch in [Arch::Amd64, Arch::Arm64] {
+        let file = build(&toolchain, arch, "pgo", &[&profile]);
+        let view = SymtabView::new(&file);
+        let choices = sites::find(&view, toolchain.minor);
+        print_choices(&format!("go{} {arch:?} pgo", toolchain.version), &choices);
+        check_sites(&view, &choices);
+        for choice in &choices {
+            if matches!(choice.kind, Kind::Born | Kind::Ended | Kind::Parked) {
+                let found = choice.found.as_ref().expect("a site");
+                let emulated = |site: &ProbeSite| site.execution == Execution::Emulated;
+                assert!(found.iter().all(emulated), "{choice:?}");
             }
         }
     }
@@ -391,7 +464,7 @@ fn damaged_code_never_panics_and_never_yields_a_false_site() {
         "runtime.waitReason.String",
     ];
     for arch in [Arch::Amd64, Arch::Arm64] {
-        let file = build(&toolchain, arch, "plain", &[]);
+        let file = build(&toolchain, arch, "damaged", &[]);
         let mut view = SymtabView::new(&file);
         view.variables.clear();
         let intact = sites::find(&view, toolchain.minor);

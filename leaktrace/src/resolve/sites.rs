@@ -1,7 +1,7 @@
 //! On which instructions can probes sit?
 //!
 //! For each kind of event [`find`] names the instruction that every such event passes exactly once, at
-//! which the object is in a known register, and which the kernel emulates (`doc` of [`Execution`] says why
+//! which the object is in a known register, and which the kernel emulates ([`Execution`] says why
 //! that matters). Each choice is proved on the bytes of this binary: the stack check leads to `morestack`,
 //! the callee is really called, nothing by-passes the exit. What cannot be proved is an `Err` with the
 //! reason, and never a guess.
@@ -55,7 +55,7 @@ enum SiteError {
         function: &'static str,
         returns: usize,
     },
-    #[error("the instruction at {0} in the function cannot carry a probe: {1}")]
+    #[error("the instruction at {0} cannot carry a probe: {1}")]
     Unfit(VirtAddr, String),
     #[error("the instruction at {0} is not in the file")]
     NotInFile(VirtAddr),
@@ -96,30 +96,19 @@ impl Finder<'_> {
         }
     }
 
-    /// `newproc1` returns the new g to its two callers, both on the system stack (proc.go, `newproc`;
-    /// coro.go, `newcoro`). Where it was inlined into `newproc.func1`, the g is the second argument of
-    /// the `runqput` that follows.
+    /// `newproc1` returns the new g to its callers, all on the system stack (proc.go, `newproc`; coro.go,
+    /// `newcoro`). Where it was inlined into `newproc.func1`, the g is the second argument of the `runqput`
+    /// that follows, and `newproc1` itself is left to coroutines.
     fn born(&self) -> Sites {
         const NEWPROC1: &str = "runtime.newproc1";
         const GO_STATEMENT: &str = "runtime.newproc.func1";
-        const COROUTINE: &str = "runtime.newcoro.func1";
-        let mut sites = Vec::new();
+        self.all_call(&["runtime.newcoro.func1"], NEWPROC1)?;
         if self.calls(GO_STATEMENT, NEWPROC1)? {
-            sites.push(self.exit(NEWPROC1)?);
-        } else {
-            sites.push(self.call(GO_STATEMENT, "runtime.runqput", self.argument(1))?);
+            return Ok(vec![self.exit(NEWPROC1)?]);
         }
-        if self.view.function(COROUTINE).is_some() {
-            if !self.calls(COROUTINE, NEWPROC1)? {
-                return Err(SiteError::Inlined {
-                    caller: COROUTINE,
-                    callee: NEWPROC1,
-                });
-            }
-            let exit = self.exit(NEWPROC1)?;
-            if !sites.contains(&exit) {
-                sites.push(exit);
-            }
+        let mut sites = vec![self.call(GO_STATEMENT, "runtime.runqput", self.argument(1))?];
+        if self.view.function(NEWPROC1).is_some() {
+            sites.push(self.exit(NEWPROC1)?);
         }
         Ok(sites)
     }
@@ -184,13 +173,19 @@ impl Finder<'_> {
         }
     }
 
-    /// Before 1.23 `Ticker.Reset` had a door of its own, `time.modTimer`.
+    /// Since 1.23 `(*timer).reset` lies between, mostly inlined; when and period are in the same registers
+    /// in both calls. Before 1.23 `Ticker.Reset` had a door of its own, `time.modTimer`.
     fn rearmed(&self) -> Sites {
         const RESET: &str = "time.resetTimer";
         const MODIFY: &str = "time.modTimer";
         const USE: &str = "arms a timer again";
         if self.go_minor >= NEW_TIMERS {
-            return self.timer_call(RESET, "runtime.(*timer).modify", USE);
+            return match self.timer_call(RESET, "runtime.(*timer).modify", USE) {
+                Err(SiteError::Inlined { .. }) => {
+                    self.timer_call(RESET, "runtime.(*timer).reset", USE)
+                }
+                other => other,
+            };
         }
         let callee = "runtime.modtimer";
         let mut sites = Vec::new();
@@ -205,10 +200,16 @@ impl Finder<'_> {
         Ok(sites)
     }
 
+    /// A timer fires on its P's heap, or, since 1.23, when its channel is looked at.
     fn fired(&self) -> Sites {
         if self.go_minor >= NEW_TIMERS {
             const RUN: &str = "runtime.(*timer).unlockAndRun";
-            self.all_call(&["runtime.(*timers).run"], RUN)?;
+            const CALLERS: [&str; 3] = [
+                "runtime.(*timers).run",
+                "runtime.(*timer).maybeRunChan.func1",
+                "runtime.(*timer).maybeRunAsync.func1",
+            ];
+            self.all_call(&CALLERS, RUN)?;
             self.entry(RUN, self.argument(0))
         } else {
             const RUN: &str = "runtime.runOneTimer";
@@ -474,3 +475,6 @@ fn is_only_way(listing: &Listing, branch: usize, last: usize, first_copy: usize)
             }
         })
 }
+
+#[cfg(test)]
+mod tests;

@@ -228,3 +228,6 @@ impl Instruction {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
