@@ -8,7 +8,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Finds leaking goroutines and timers in running, unmodified Go programs.
 #[derive(Debug, Parser)]
-#[command(name = "leaktrace", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "leaktrace",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

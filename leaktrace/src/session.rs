@@ -17,10 +17,10 @@ use crate::event::{Change, Slot};
 use crate::export::Report;
 use crate::export::report::{Events, Facts};
 use crate::ledger::{Drift, Ledger, Symbolizer};
+use crate::probe::Probes;
 use crate::probe::attach::{AttachRequest, AttachedSet};
 use crate::probe::load::LoadOptions;
 use crate::probe::plan::{self, Level, Missing};
-use crate::probe::Probes;
 use crate::resolve::{self, Program};
 use crate::target::{Pid, Process};
 
@@ -47,7 +47,7 @@ struct Watch {
     probes: Probes,
     level: Level,
     not_probed: Vec<Missing>,
-    undecodable: u64,
+    undecodable: usize,
 }
 
 /// Records taken from the ring in one go, so that a storm cannot keep the caller from its other work.
@@ -68,11 +68,7 @@ impl Session {
         let layout = Layout::new(&program, bias);
         let memory = LiveMemory::new(pid);
         let wait_reasons = census::wait_reasons(&memory, &layout)?;
-        let symbols = Symbolizer::new(
-            Rc::clone(&program),
-            bias,
-            layout.timer_functions.clone(),
-        );
+        let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
         Ok(Self {
             process,
             program,
@@ -112,7 +108,7 @@ impl Session {
             .attach(&AttachRequest {
                 executable: self.process.executable(),
                 pid: NonZeroU32::try_from(u32::try_from(pid.0)?)?,
-                binary: probe::binary_config(&self.program),
+                binary: plan::binary_config(&self.program),
                 probes: &plan.probes,
             })
             .with_context(|| format!("cannot put probes on process {pid}"))?;
@@ -211,7 +207,7 @@ impl Session {
             for (cause, count) in Loss::ALL.into_iter().zip(losses) {
                 lost.insert(loss_name(cause), count);
             }
-            lost.insert("undecodable", watch.undecodable);
+            lost.insert("undecodable", watch.undecodable as u64);
             events.not_probed = watch
                 .not_probed
                 .iter()

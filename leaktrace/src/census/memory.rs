@@ -101,7 +101,7 @@ impl Memory for LiveMemory {
     fn read_pieces(&self, pieces: &[Piece], buffer: &mut [u8]) -> Result<Vec<bool>, MemoryError> {
         let mut read = vec![false; pieces.len()];
         let mut done = 0;
-        let mut filled = 0;
+        let mut filled = 0_usize;
         while let Some(rest) = pieces.get(done..).filter(|rest| !rest.is_empty()) {
             let batch = rest.get(..MAX_PIECES).unwrap_or(rest);
             let remote: Vec<RemoteIoVec> = batch

@@ -40,7 +40,9 @@ pub enum CensusError {
     #[error(transparent)]
     Memory(#[from] MemoryError),
     /// A count that no Go program reaches: wrong offsets, or a hostile program.
-    #[error("the runtime claims to have {count} {what}, more than the {limit} that leaktrace reads")]
+    #[error(
+        "the runtime claims to have {count} {what}, more than the {limit} that leaktrace reads"
+    )]
     Implausible {
         /// Of what.
         what: &'static str,
@@ -158,7 +160,9 @@ fn for_each_structure(
         for &address in rest {
             if let Some(last) = pieces.last_mut() {
                 let end = last.address.0.saturating_add(last.bytes as u64);
-                let grown = address.saturating_add(size_u64).saturating_sub(last.address.0);
+                let grown = address
+                    .saturating_add(size_u64)
+                    .saturating_sub(last.address.0);
                 if address.saturating_sub(end) <= GAP && grown <= LONGEST_PIECE {
                     let bytes = usize::try_from(grown).unwrap_or(last.bytes).max(last.bytes);
                     batch_bytes += bytes - last.bytes;
@@ -227,12 +231,14 @@ mod tests {
                 .map(|piece| {
                     let out = &mut buffer[filled..filled + piece.bytes];
                     filled += piece.bytes;
-                    let found = self.0.range(..=piece.address.0).next_back().and_then(
-                        |(start, bytes)| {
-                            let skip = usize::try_from(piece.address.0 - start).ok()?;
-                            bytes.get(skip..skip.checked_add(piece.bytes)?)
-                        },
-                    );
+                    let found =
+                        self.0
+                            .range(..=piece.address.0)
+                            .next_back()
+                            .and_then(|(start, bytes)| {
+                                let skip = usize::try_from(piece.address.0 - start).ok()?;
+                                bytes.get(skip..skip.checked_add(piece.bytes)?)
+                            });
                     found.is_some_and(|bytes| {
                         out.copy_from_slice(bytes);
                         true
@@ -260,10 +266,16 @@ mod tests {
         let memory = Regions(BTreeMap::from([(0x1000, region)]));
         let mut seen = Vec::new();
         let mut unreadable = 0;
-        for_each_structure(&memory, &mut addresses, 16, &mut unreadable, |at, mut fields| {
-            assert_eq!(fields.word(0) + 0x1000, at);
-            seen.push(at);
-        })
+        for_each_structure(
+            &memory,
+            &mut addresses,
+            16,
+            &mut unreadable,
+            |at, mut fields| {
+                assert_eq!(fields.word(0) + 0x1000, at);
+                seen.push(at);
+            },
+        )
         .expect("regions never fail as a whole");
         assert_eq!(seen, expected);
         assert_eq!(unreadable, 1);

@@ -240,7 +240,9 @@ fn parse(
             return None;
         }
     } else {
-        let status = offsets.timer_status.map_or(0, |at| fields.half(at as usize));
+        let status = offsets
+            .timer_status
+            .map_or(0, |at| fields.half(at as usize));
         // timerDeleted, timerRemoving, timerRemoved and timerNoStatus are not pending (time.go at go1.22).
         let pending = matches!(status, 1 | 2 | 6..=9);
         if fields.word(offsets.timer_pp? as usize) != owner.0 || !pending {

@@ -26,7 +26,7 @@ struct Answer {
     build_id: String,
     arch: &'static str,
     pie: bool,
-    functions: usize,
+    functions: u32,
     offsets_from: &'static str,
     globals_from: &'static str,
     probes: Vec<Probe>,
@@ -138,7 +138,11 @@ fn table(answer: &Answer) -> String {
 
 fn write_table(out: &mut String, answer: &Answer) -> std::fmt::Result {
     writeln!(out, "{}", answer.file)?;
-    let pie = if answer.pie { ", position independent" } else { "" };
+    let pie = if answer.pie {
+        ", position independent"
+    } else {
+        ""
+    };
     writeln!(out, "  {} {}{pie}", answer.go_version, answer.arch)?;
     for (name, value) in [
         ("module", &answer.module),

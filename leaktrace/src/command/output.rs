@@ -32,8 +32,9 @@ pub fn write(
         }
     };
     match &output.output {
-        Some(path) => fs::write(path, text)
-            .with_context(|| format!("cannot write to {}", path.display())),
+        Some(path) => {
+            fs::write(path, text).with_context(|| format!("cannot write to {}", path.display()))
+        }
         None => {
             let mut stdout = io::stdout().lock();
             stdout.write_all(text.as_bytes())?;

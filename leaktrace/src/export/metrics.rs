@@ -32,9 +32,7 @@ pub fn render(watched: &Watched<'_>) -> Result<Vec<u8>, prometheus::Error> {
         "Version of leaktrace; the value is always 1.",
         &["version"],
     )?;
-    build
-        .with_label_values(&[env!("CARGO_PKG_VERSION")])
-        .set(1);
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     registry.register(Box::new(build))?;
     let up = gauge(
         "leaktrace_target_up",
@@ -221,9 +219,7 @@ fn register_timers(
     )?;
     for (site, report) in labelled(sites) {
         let values = [target, site, report.timer_kind.unwrap_or("timer")];
-        pending
-            .with_label_values(&values)
-            .add(signed(report.count));
+        pending.with_label_values(&values).add(signed(report.count));
         created
             .with_label_values(&values)
             .inc_by(report.created_total);

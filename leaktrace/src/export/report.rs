@@ -259,12 +259,7 @@ impl Tally {
     }
 }
 
-fn site_report(
-    site: &Site,
-    tally: Tally,
-    symbols: &dyn Symbols,
-    facts: &Facts<'_>,
-) -> SiteReport {
+fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'_>) -> SiteReport {
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
     for (state, count) in tally.states {
         *states
@@ -332,10 +327,7 @@ fn site_report(
 }
 
 /// The stack as a user reads it: inlined calls expanded, without the runtime's own frames at either end.
-fn creation_stack(
-    stack: &[crate::address::RuntimeAddr],
-    symbols: &dyn Symbols,
-) -> Vec<CallSite> {
+fn creation_stack(stack: &[crate::address::RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite> {
     stack
         .iter()
         .flat_map(|pc| symbols.frames_of_return(*pc))

@@ -15,8 +15,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
-use super::metrics::{self, Watched};
 use super::Report;
+use super::metrics::{self, Watched};
 
 /// What the server shows: replaced as a whole by the one who watches the target.
 #[derive(Clone)]
@@ -43,9 +43,9 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 /// # Errors
 /// When the address is taken or not ours.
 pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: choose another address with --listen"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: choose another address with --listen")
+    })
 }
 
 /// Serves until the task is dropped.
@@ -100,7 +100,10 @@ fn respond(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match status {
             Status::Watching(_) => text(StatusCode::OK, "ok\n"),
-            Status::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "the first census is not done yet\n"),
+            Status::Starting => text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the first census is not done yet\n",
+            ),
             Status::Gone(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the target has exited\n"),
         },
         "/metrics" => {
@@ -108,20 +111,33 @@ fn respond(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>
                 Status::Watching(report) => Watched::Up(report),
                 Status::Gone(name) => Watched::Down(name.clone()),
                 Status::Starting => {
-                    return text(StatusCode::SERVICE_UNAVAILABLE, "the first census is not done yet\n");
+                    return text(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "the first census is not done yet\n",
+                    );
                 }
             };
             match metrics::render(&watched) {
                 Ok(body) => answer(StatusCode::OK, metrics::CONTENT_TYPE, body),
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("cannot render metrics: {error}\n")),
+                Err(error) => text(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    &format!("cannot render metrics: {error}\n"),
+                ),
             }
         }
-        _ => text(StatusCode::NOT_FOUND, "there is no such page; / lists them\n"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there is no such page; / lists them\n",
+        ),
     }
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    answer(status, "text/plain; charset=utf-8", body.as_bytes().to_vec())
+    answer(
+        status,
+        "text/plain; charset=utf-8",
+        body.as_bytes().to_vec(),
+    )
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {

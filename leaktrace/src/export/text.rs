@@ -108,7 +108,11 @@ fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Res
     }
     writeln!(out, "{}", at(site))?;
     if !site.start_function.is_empty() && site.start_function != site.function {
-        let verb = if site.timer_kind.is_some() { "calls" } else { "runs" };
+        let verb = if site.timer_kind.is_some() {
+            "calls"
+        } else {
+            "runs"
+        };
         writeln!(out, "  {verb} {}", site.start_function)?;
     }
     for frame in &site.creation_stack {
@@ -123,13 +127,24 @@ fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
     }
     let watched = report.events.level != "none";
     let header = if watched {
-        ["COUNT", "PER MIN", "CREATED", "ENDED", "OLDEST", "STATE", "CALL SITE"].as_slice()
+        [
+            "COUNT",
+            "PER MIN",
+            "CREATED",
+            "ENDED",
+            "OLDEST",
+            "STATE",
+            "CALL SITE",
+        ]
+        .as_slice()
     } else {
         ["COUNT", "STACK", "STATE", "CALL SITE"].as_slice()
     };
     let mut table = vec![header.iter().map(|cell| (*cell).to_owned()).collect()];
     for site in report.sites.iter().take(rows) {
-        let state = site.timer_kind.map_or_else(|| main_state(site), str::to_owned);
+        let state = site
+            .timer_kind
+            .map_or_else(|| main_state(site), str::to_owned);
         table.push(if watched {
             vec![
                 site.count.to_string(),
@@ -145,7 +160,12 @@ fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
                 site.site.clone(),
             ]
         } else {
-            vec![site.count.to_string(), bytes(site.stack_bytes), state, site.site.clone()]
+            vec![
+                site.count.to_string(),
+                bytes(site.stack_bytes),
+                state,
+                site.site.clone(),
+            ]
         });
     }
     write_aligned(out, &table)?;
@@ -203,7 +223,11 @@ fn age(site: &SiteReport) -> String {
     if site.count == 0 {
         return "–".to_owned();
     }
-    let mark = if site.oldest_is_lower_bound { "≥" } else { "" };
+    let mark = if site.oldest_is_lower_bound {
+        "≥"
+    } else {
+        ""
+    };
     let seconds = site.oldest_seconds;
     if seconds < 120.0 {
         format!("{mark}{seconds:.0}s")

@@ -224,13 +224,10 @@ impl Ledger {
             Some(_) => RuntimeAddr(0),
             None => return,
         };
-        let Some(site) = self.sites.of_timer(
-            timer.function,
-            callback,
-            timer.period_ns,
-            stack,
-            symbols,
-        ) else {
+        let Some(site) =
+            self.sites
+                .of_timer(timer.function, callback, timer.period_ns, stack, symbols)
+        else {
             return;
         };
         let books = &mut self.sites[site];
@@ -290,9 +287,9 @@ impl Ledger {
                     if self.listening_since_ns.is_some() && self.seeded_since_listening() {
                         drift.missed_births += 1;
                     }
-                    let site =
-                        self.sites
-                            .of_goroutine(goroutine.gopc, goroutine.startpc, symbols);
+                    let site = self
+                        .sites
+                        .of_goroutine(goroutine.gopc, goroutine.startpc, symbols);
                     self.sites[site].live += 1;
                     LiveGoroutine {
                         site,

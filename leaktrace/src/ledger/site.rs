@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
 
+use serde::Serialize;
+
 use super::History;
 use crate::address::RuntimeAddr;
 use crate::census::TimerKind;
@@ -22,7 +24,7 @@ pub trait Symbols {
 }
 
 /// A line of the program.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Serialize, Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallSite {
     /// Full name, `example.com/app/worker.(*Pool).run`.
     pub function: String,

@@ -199,8 +199,15 @@ fn a_pending_timer_is_booked_where_it_was_armed() {
         pending(4, RuntimeAddr(5), 0),
     ]);
     ledger.reconcile(&heap, &Numbers);
-    assert_eq!(live_by_line(&ledger), HashMap::from([(43, 1), (78, 1), (79, 1)]));
-    let site = ledger.sites.iter().find(|site| site.at.line == 42).expect("armed");
+    assert_eq!(
+        live_by_line(&ledger),
+        HashMap::from([(43, 1), (78, 1), (79, 1)])
+    );
+    let site = ledger
+        .sites
+        .iter()
+        .find(|site| site.at.line == 42)
+        .expect("armed");
     assert_eq!((site.created, site.fired, site.live), (1, 1, 0));
     assert!(site.attributed);
 }

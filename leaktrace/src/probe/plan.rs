@@ -1,10 +1,10 @@
 //! Which probes shall go where? Pure: what was resolved in, a list out.
 
-use leaktrace_common::event::Kind;
+use leaktrace_common::{binary::BinaryConfig, event::Kind};
 
 use crate::{
     address::FileOffset,
-    resolve::{Execution, SiteChoice},
+    resolve::{Arch, Execution, Program, SiteChoice},
 };
 
 /// How much is watched, from free to rich.
@@ -20,6 +20,16 @@ pub enum Level {
 }
 
 impl Level {
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Lifecycle => "lifecycle",
+            Self::Full => "full",
+        }
+    }
+
     /// The kinds of event that are watched on this level.
     #[must_use]
     pub fn kinds(self) -> &'static [Kind] {
@@ -104,6 +114,33 @@ pub fn plan(sites: &[SiteChoice], level: Level) -> Plan {
         }
     }
     plan
+}
+
+/// What the probes must know of a binary.
+#[must_use]
+pub fn binary_config(program: &Program) -> BinaryConfig {
+    let offsets = &program.offsets;
+    BinaryConfig {
+        g_stack: offsets.g_stack,
+        g_m: offsets.g_m,
+        g_sched_bp: offsets.g_sched_bp,
+        g_goid: offsets.g_goid,
+        g_waitreason: offsets.g_waitreason,
+        g_gopc: offsets.g_gopc,
+        g_startpc: offsets.g_startpc,
+        g_parent_goid: offsets.g_parent_goid.unwrap_or(BinaryConfig::ABSENT),
+        m_curg: offsets.m_curg,
+        timer_when: offsets.timer_when,
+        timer_period: offsets.timer_period,
+        timer_f: offsets.timer_f,
+        timer_arg: offsets.timer_arg,
+        // time.newTimer hands them over; time.startTimer before Go 1.23 had filled in the timer
+        // (src/time/sleep.go).
+        armed_in_registers: u32::from(program.build.go.minor >= 23),
+        // On arm64 a stack that grew kept stale frame pointers until Go 1.21 (src/runtime/stack.go: adjustframe).
+        frame_pointers: u32::from(program.arch == Arch::Amd64 || program.build.go.minor >= 21),
+        filled: 0,
+    }
 }
 
 #[cfg(test)]

@@ -104,7 +104,11 @@ impl Process {
     /// mappings, because that names the executable itself whatever its path or mount is called.
     #[must_use]
     pub fn load_bias(&self, linked_program_headers: VirtAddr) -> LoadBias {
-        LoadBias(self.program_headers.0.wrapping_sub(linked_program_headers.0))
+        LoadBias(
+            self.program_headers
+                .0
+                .wrapping_sub(linked_program_headers.0),
+        )
     }
 
     /// Whether this very process (not a later one with its pid) still runs.
@@ -112,7 +116,9 @@ impl Process {
     pub fn is_alive(&self) -> bool {
         proc_fs::Process::new(self.id.pid.0)
             .and_then(|proc| proc.stat())
-            .is_ok_and(|stat| stat.starttime == self.id.start_ticks && !matches!(stat.state, 'Z' | 'X'))
+            .is_ok_and(|stat| {
+                stat.starttime == self.id.start_ticks && !matches!(stat.state, 'Z' | 'X')
+            })
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Evidence, Level, Rule};
 /// A send to or a receive from a nil channel blocks for ever (The Go Programming Language Specification, "Channel types").
 pub(super) struct CertainBlock;
 
-fn blocked(evidence: &Evidence<'_>) -> impl Iterator<Item = (&str, u64)> {
+fn blocked<'e>(evidence: &Evidence<'e>) -> impl Iterator<Item = (&'e str, u64)> {
     evidence
         .states
         .iter()
@@ -29,7 +29,10 @@ impl Rule for CertainBlock {
     fn explain(&self, evidence: &Evidence<'_>) -> String {
         let count: u64 = blocked(evidence).map(|(_, count)| count).sum();
         let state = blocked(evidence).next().map_or("", |(state, _)| state);
-        format!("{count} of {} goroutines are in {state}: nothing can ever wake them", evidence.count)
+        format!(
+            "{count} of {} goroutines are in {state}: nothing can ever wake them",
+            evidence.count
+        )
     }
 }
 
@@ -51,7 +54,10 @@ mod tests {
 
     #[test]
     fn a_nil_channel_is_certain_at_once() {
-        assert_eq!(level(&[("chan send (nil chan)".to_owned(), 1)]), Level::Leak);
+        assert_eq!(
+            level(&[("chan send (nil chan)".to_owned(), 1)]),
+            Level::Leak
+        );
         assert_eq!(level(&[("chan send".to_owned(), 3)]), Level::Ok);
     }
 }

@@ -116,13 +116,22 @@ mod tests {
     #[test]
     fn a_rise_under_waves_of_load_is_a_leak() {
         let wave = |second: u64| if second % 3 == 0 { 200 } else { 0 };
-        assert_eq!(level((0..30).map(|second| wave(second) + 5 * second)), Level::Leak);
+        assert_eq!(
+            level((0..30).map(|second| wave(second) + 5 * second)),
+            Level::Leak
+        );
     }
 
     #[test]
     fn waves_a_warm_up_and_a_plateau_are_not() {
-        assert_eq!(level((0..30).map(|second| if second % 4 == 0 { 900 } else { 20 })), Level::Ok);
-        assert_eq!(level((0..30).map(|second| (second * 50).min(400))), Level::Ok);
+        assert_eq!(
+            level((0..30).map(|second| if second % 4 == 0 { 900 } else { 20 })),
+            Level::Ok
+        );
+        assert_eq!(
+            level((0..30).map(|second| (second * 50).min(400))),
+            Level::Ok
+        );
         assert_eq!(level((0..30).map(|_| 1000)), Level::Ok);
     }
 
