@@ -35,7 +35,9 @@ pub struct Session {
     symbols: Symbolizer,
     ledger: Ledger,
     watch: Option<Watch>,
-    started_ns: u64,
+    /// When the first census began, and the last ended.
+    watched_since_ns: Option<u64>,
+    counted_ns: u64,
 }
 
 /// The probes on the target, while there are any.
@@ -78,7 +80,8 @@ impl Session {
             symbols,
             ledger: Ledger::default(),
             watch: None,
-            started_ns: monotonic_ns(),
+            watched_since_ns: None,
+            counted_ns: 0,
         })
     }
 
@@ -158,23 +161,22 @@ impl Session {
         std::thread::sleep(std::time::Duration::from_millis(1));
         self.drain();
         let drift = self.ledger.reconcile(&census, &self.symbols);
+        self.watched_since_ns.get_or_insert(census.started_ns);
+        self.counted_ns = census.finished_ns;
         self.ledger.sample(census.finished_ns);
         Ok(drift)
     }
 
-    /// Takes the probes off; what they said is kept.
+    /// Takes the probes off; what they said before the last census is kept.
     pub fn detach(&mut self) {
-        self.drain();
         if let Some(watch) = &mut self.watch {
             drop(watch.attached.take());
         }
-        self.drain();
     }
 
-    /// What is known now.
+    /// What was known when the last census ended.
     #[must_use]
     pub fn report(&self) -> Report {
-        let now_ns = monotonic_ns();
         Report::new(
             &self.ledger,
             &self.symbols,
@@ -182,16 +184,17 @@ impl Session {
                 process: &self.process,
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
-                events: self.events(now_ns),
-                now_ns,
+                events: self.events(),
+                now_ns: self.counted_ns,
             },
         )
     }
 
-    fn events(&self, now_ns: u64) -> Events {
+    fn events(&self) -> Events {
+        let since_ns = self.watched_since_ns.unwrap_or(self.counted_ns);
         let mut events = Events {
             level: "none",
-            seconds: seconds(now_ns.saturating_sub(self.started_ns)),
+            seconds: seconds(self.counted_ns.saturating_sub(since_ns)),
             ..Events::default()
         };
         let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();

@@ -156,7 +156,7 @@ pub struct Facts<'f> {
     pub wait_reasons: &'f [String],
     /// How it was watched.
     pub events: Events,
-    /// CLOCK_MONOTONIC, nanoseconds.
+    /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
     pub now_ns: u64,
 }
 

@@ -75,9 +75,8 @@ pub async fn serve(listener: TcpListener, status: watch::Receiver<Status>) {
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(16 << 10)
                 .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-                Ok(Err(error)) => tracing::debug!("a connection ended early: {error}"),
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+                tracing::debug!("a connection ended early: {error}");
             }
             drop(permit);
         });

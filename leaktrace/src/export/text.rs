@@ -141,7 +141,13 @@ fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
         ["COUNT", "STACK", "STATE", "CALL SITE"].as_slice()
     };
     let mut table = vec![header.iter().map(|cell| (*cell).to_owned()).collect()];
-    for site in report.sites.iter().take(rows) {
+    // What sleeps is already there as a goroutine.
+    let shown: Vec<&SiteReport> = report
+        .sites
+        .iter()
+        .filter(|site| site.attributed || site.timer_kind != Some("sleep"))
+        .collect();
+    for site in shown.iter().take(rows) {
         let state = site
             .timer_kind
             .map_or_else(|| main_state(site), str::to_owned);
@@ -169,8 +175,7 @@ fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
         });
     }
     write_aligned(out, &table)?;
-    if report.sites.len() > rows {
-        let rest = &report.sites[rows..];
+    if let Some(rest) = shown.get(rows..).filter(|rest| !rest.is_empty()) {
         let count: u64 = rest.iter().map(|site| site.count).sum();
         writeln!(out, "and {} more call sites with {count} alive", rest.len())?;
     }
@@ -241,8 +246,8 @@ fn age(site: &SiteReport) -> String {
 fn bytes(count: u64) -> String {
     match count {
         0 => "–".to_owned(),
-        ..=9_999 => format!("{count}B"),
-        ..=9_999_999 => format!("{}K", count >> 10),
+        1..=9_999 => format!("{count}B"),
+        10_000..=9_999_999 => format!("{}K", count >> 10),
         _ => format!("{}M", count >> 20),
     }
 }

@@ -112,19 +112,20 @@ impl Sites {
         if self.by_goroutine.len() >= MOST_KEYS {
             return self.overflow(SiteKind::Goroutine);
         }
-        let start_function = symbols
-            .function(startpc)
-            .map_or_else(String::new, |frame| frame.function);
+        let start = symbols.function(startpc);
+        let start_function = start
+            .as_ref()
+            .map_or_else(String::new, |frame| frame.function.clone());
         let kind = if is_system_goroutine(&start_function) {
             SiteKind::SystemGoroutine
         } else {
             SiteKind::Goroutine
         };
         let at = if gopc.0 == 0 {
-            CallSite {
-                function: "(C thread)".to_owned(),
-                ..CallSite::default()
-            }
+            named("(C thread)")
+        } else if start_function == "runtime.main" {
+            // No go statement made the main goroutine, but the assembly that starts the program.
+            call_site(start, startpc)
         } else {
             call_site(symbols.frames_of_return(gopc).into_iter().next(), gopc)
         };
@@ -181,11 +182,7 @@ impl Sites {
     }
 
     fn overflow(&mut self, kind: SiteKind) -> SiteId {
-        let at = CallSite {
-            function: "(too many call sites)".to_owned(),
-            ..CallSite::default()
-        };
-        self.intern(kind, at, String::new(), false)
+        self.intern(kind, named("(too many call sites)"), String::new(), false)
     }
 
     fn intern(

@@ -84,7 +84,8 @@ fn counters<const N: usize>(
     slot: Slot,
 ) -> Result<[u64; N], ProbeError> {
     let mut row = [0; N];
-    for (index, total) in (u32::from(slot.0) * N as u32..).zip(&mut row) {
+    for (index, total) in (u32::from(slot.0) * u32::try_from(N).unwrap_or(u32::MAX)..).zip(&mut row)
+    {
         *total = table
             .get(&index, 0)
             .map_err(|error| ProbeError::Map {

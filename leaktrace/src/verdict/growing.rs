@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_rise_under_waves_of_load_is_a_leak() {
-        let wave = |second: u64| if second % 3 == 0 { 200 } else { 0 };
+        let wave = |second: u64| if second.is_multiple_of(3) { 200 } else { 0 };
         assert_eq!(
             level((0..30).map(|second| wave(second) + 5 * second)),
             Level::Leak
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn waves_a_warm_up_and_a_plateau_are_not() {
         assert_eq!(
-            level((0..30).map(|second| if second % 4 == 0 { 900 } else { 20 })),
+            level((0..30).map(|second| if second.is_multiple_of(4) { 900 } else { 20 })),
             Level::Ok
         );
         assert_eq!(
