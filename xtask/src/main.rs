@@ -4,16 +4,25 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-mod build_ebpf;
+mod offsets;
 
+/// The project's own commands.
 #[derive(Parser)]
-#[command(name = "cargo xtask", about)]
-enum Task {
-    BuildEbpf(build_ebpf::BuildEbpf),
+#[command(bin_name = "cargo xtask")]
+enum Command {
+    /// Make the table of struct offsets from what Go toolchains compile
+    Offsets(offsets::Arguments),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    match Task::parse() {
-        Task::BuildEbpf(task) => task.run(),
+fn main() -> ExitCode {
+    let result = match Command::parse() {
+        Command::Offsets(arguments) => offsets::run(&arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

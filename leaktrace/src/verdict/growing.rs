@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn waves_a_warm_up_and_a_plateau_are_not() {
         assert_eq!(
-            level((0..30).map(|second| if second.is_multiple_of(4) { 900 } else { 20 })),
+            level((0..30_u64).map(|second| if second.is_multiple_of(4) { 900 } else { 20 })),
             Level::Ok
         );
         assert_eq!(
