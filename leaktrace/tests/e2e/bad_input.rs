@@ -27,7 +27,13 @@ struct Victim(Child);
 
 impl Victim {
     fn start(command: &mut Command) -> Self {
-        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program starts"))
+        Self(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("the program starts"),
+        )
     }
 }
 
@@ -58,7 +64,9 @@ fn a_process_that_has_ended_but_is_still_listed() {
     let zombie = Victim::start(Command::new(executable).args(["-for", "1ms"]));
     let stat = format!("/proc/{}/stat", zombie.0.id());
     tool::eventually("the program has ended", SOON, || {
-        fs::read_to_string(&stat).expect("nobody has waited for it").contains(") Z ")
+        fs::read_to_string(&stat)
+            .expect("nobody has waited for it")
+            .contains(") Z ")
     });
     each_command_refuses(&zombie.0.id().to_string());
 }
@@ -78,7 +86,11 @@ fn a_process_that_ends_while_it_is_looked_at() {
             let ended = reaped.0.wait();
             let outcome = tool.wait(SOON);
             assert!(ended.is_ok(), "the target ends by itself");
-            assert!(!outcome.stderr.contains("panicked"), "{arguments:?}: {}", outcome.stderr);
+            assert!(
+                !outcome.stderr.contains("panicked"),
+                "{arguments:?}: {}",
+                outcome.stderr
+            );
             match outcome.code {
                 Some(0 | 1) => {}
                 _ => assert_refused(&outcome, &format!("{arguments:?} of {lifetime}")),
@@ -129,8 +141,13 @@ fn without_privileges() {
     }
     for arguments in COMMANDS {
         let mut command = Command::new(&setpriv);
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
-        command.args(arguments).args(["--pid", &program.pid().to_string()]).current_dir("/");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(&copy);
+        command
+            .args(arguments)
+            .args(["--pid", &program.pid().to_string()])
+            .current_dir("/");
         let outcome = Tool::spawn(&mut command).wait(SOON);
         assert_refused(&outcome, &format!("{arguments:?} without privileges"));
     }
@@ -138,10 +155,18 @@ fn without_privileges() {
 
 #[test]
 fn arguments_that_mean_nothing() {
-    for arguments in [&["record"][..], &["snapshot", "--pid", "-1"], &["record", "--pid", "1", "--duration", "soon"], &["nonsense"]] {
+    for arguments in [
+        &["record"][..],
+        &["snapshot", "--pid", "-1"],
+        &["record", "--pid", "1", "--duration", "soon"],
+        &["nonsense"],
+    ] {
         let outcome = tool::run(arguments, SOON);
         assert_eq!(outcome.code, Some(2), "{arguments:?}: {}", outcome.stderr);
-        assert!(!outcome.stderr.is_empty() && outcome.stdout.is_empty(), "{arguments:?}");
+        assert!(
+            !outcome.stderr.is_empty() && outcome.stdout.is_empty(),
+            "{arguments:?}"
+        );
     }
 }
 
@@ -154,14 +179,27 @@ fn each_command_refuses(pid: &str) {
 
 fn refuses_file(file: &Path, what: &str) {
     let file = file.to_str().expect("our paths are UTF-8");
-    assert_refused(&tool::run(&["inspect", file], SOON), &format!("inspect {what}"));
+    assert_refused(
+        &tool::run(&["inspect", file], SOON),
+        &format!("inspect {what}"),
+    );
 }
 
 fn assert_refused(outcome: &Outcome, what: &str) {
-    assert_eq!(outcome.code, Some(2), "{what}: {} {}", outcome.stdout, outcome.stderr);
+    assert_eq!(
+        outcome.code,
+        Some(2),
+        "{what}: {} {}",
+        outcome.stdout,
+        outcome.stderr
+    );
     assert_eq!(outcome.stdout, "", "{what}: errors go to standard error");
     let lines: Vec<_> = outcome.stderr.lines().collect();
     assert_eq!(lines.len(), 1, "{what}: one sentence, not {lines:?}");
-    assert!(!outcome.stderr.contains("panicked"), "{what}: {}", outcome.stderr);
+    assert!(
+        !outcome.stderr.contains("panicked"),
+        "{what}: {}",
+        outcome.stderr
+    );
     assert!(outcome.took < SOON, "{what}: took {:?}", outcome.took);
 }

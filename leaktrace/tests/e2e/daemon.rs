@@ -11,38 +11,74 @@ use crate::{needs, text, tool};
 
 #[test]
 fn a_daemon_serves_metrics_and_ends_when_told() {
-    let Some(mut program) = needs::program("handler-timeout", "1.27.3", &["-burst", "40", "-rate", "0"]) else {
+    let Some(mut program) =
+        needs::program("handler-timeout", "1.27.3", &["-burst", "40", "-rate", "0"])
+    else {
         return;
     };
     let pid = program.pid().to_string();
-    let mut daemon = Tool::spawn(tool::leaktrace().args(["daemon", "--pid", &pid, "--listen", "127.0.0.1:0"]));
+    let mut daemon =
+        Tool::spawn(tool::leaktrace().args(["daemon", "--pid", &pid, "--listen", "127.0.0.1:0"]));
     let mut connection = Connection::open(&address(&daemon)).expect("the daemon listens");
     assert_eq!(connection.get("/healthz").status, 200);
     assert_eq!(connection.get("/no-such-page").status, 404);
 
-    let line = build::marked_line("handler-timeout", "LEAK: goroutine").expect("the line is marked");
+    let line =
+        build::marked_line("handler-timeout", "LEAK: goroutine").expect("the line is marked");
     let place = format!("main.go:{line}\"");
     let mut metrics = String::new();
-    tool::eventually("40 goroutines are on /metrics", Duration::from_secs(20), || {
-        let answer = connection.get("/metrics");
-        assert_eq!(answer.status, 200);
-        metrics = answer.body;
-        series(&metrics, "leaktrace_goroutines", &[&place, "state=\"chan send\""]) == Some(40.0)
-    });
-    for name in ["leaktrace_goroutines_created_total", "leaktrace_goroutines_ended_total", "leaktrace_goroutine_oldest_age_seconds"] {
-        assert!(series(&metrics, name, &[&place]).is_some(), "{name} is in\n{metrics}");
+    tool::eventually(
+        "40 goroutines are on /metrics",
+        Duration::from_secs(20),
+        || {
+            let answer = connection.get("/metrics");
+            assert_eq!(answer.status, 200);
+            metrics = answer.body;
+            series(
+                &metrics,
+                "leaktrace_goroutines",
+                &[&place, "state=\"chan send\""],
+            ) == Some(40.0)
+        },
+    );
+    for name in [
+        "leaktrace_goroutines_created_total",
+        "leaktrace_goroutines_ended_total",
+        "leaktrace_goroutine_oldest_age_seconds",
+    ] {
+        assert!(
+            series(&metrics, name, &[&place]).is_some(),
+            "{name} is in\n{metrics}"
+        );
     }
-    for name in ["leaktrace_target_info", "leaktrace_target_up", "leaktrace_build_info"] {
-        assert_eq!(series(&metrics, name, &[]), Some(1.0), "{name} is in\n{metrics}");
+    for name in [
+        "leaktrace_target_info",
+        "leaktrace_target_up",
+        "leaktrace_build_info",
+    ] {
+        assert_eq!(
+            series(&metrics, name, &[]),
+            Some(1.0),
+            "{name} is in\n{metrics}"
+        );
     }
-    assert!(metrics.contains("# TYPE leaktrace_goroutines gauge"), "{metrics}");
+    assert!(
+        metrics.contains("# TYPE leaktrace_goroutines gauge"),
+        "{metrics}"
+    );
 
     text::wait_for_probes(program.pid(), &mut daemon);
     // The connection stays open: a daemon does not wait for idle clients.
     let told = Instant::now();
     daemon.signal(Signal::SIGTERM);
     let outcome = daemon.wait(Duration::from_secs(2));
-    assert_eq!(outcome.code, Some(0), "after {:?}: {}", told.elapsed(), outcome.stderr);
+    assert_eq!(
+        outcome.code,
+        Some(0),
+        "after {:?}: {}",
+        told.elapsed(),
+        outcome.stderr
+    );
     assert_eq!(text::changed_bytes(program.pid()), 0);
     assert!(program.is_alive());
 }

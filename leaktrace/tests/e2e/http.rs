@@ -29,14 +29,19 @@ impl Connection {
     /// Asks for a path and reads the whole answer.
     pub fn get(&mut self, path: &str) -> Answer {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        self.stream.get_mut().write_all(request.as_bytes()).expect("the server takes a request");
+        self.stream
+            .get_mut()
+            .write_all(request.as_bytes())
+            .expect("the server takes a request");
         let status = self.line();
         let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
         let (mut length, mut chunked) = (0, false);
         loop {
             let header = self.line().to_ascii_lowercase();
             match header.split_once(':') {
-                Some(("content-length", value)) => length = value.trim().parse().expect("a length is a number"),
+                Some(("content-length", value)) => {
+                    length = value.trim().parse().expect("a length is a number")
+                }
                 Some(("transfer-encoding", value)) => chunked = value.trim() == "chunked",
                 Some(_) => {}
                 None => break,
@@ -64,13 +69,17 @@ impl Connection {
 
     fn line(&mut self) -> String {
         let mut line = String::new();
-        self.stream.read_line(&mut line).expect("the server answers");
+        self.stream
+            .read_line(&mut line)
+            .expect("the server answers");
         line.trim_end().to_owned()
     }
 
     fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        self.stream.read_exact(&mut bytes).expect("the server answers in full");
+        self.stream
+            .read_exact(&mut bytes)
+            .expect("the server answers in full");
         bytes
     }
 }

@@ -37,7 +37,10 @@ pub fn prometheus() -> Option<PathBuf> {
     let named = std::env::var_os("LEAKTRACE_PROMETHEUS").map(PathBuf::from);
     let installed = PathBuf::from("/usr/bin/prometheus");
     let fetched = target_dir().join("debs/prometheus/usr/bin/prometheus");
-    let found = [named, Some(installed), Some(fetched)].into_iter().flatten().find(|file| file.is_file());
+    let found = [named, Some(installed), Some(fetched)]
+        .into_iter()
+        .flatten()
+        .find(|file| file.is_file());
     if found.is_none() {
         skip::<()>("needs Prometheus: cargo xtask tools");
     }
@@ -66,7 +69,11 @@ fn skip<T>(reason: &str) -> Option<T> {
     println!("skipped {test}: {reason}");
     if let Some(path) = std::env::var_os("LEAKTRACE_SKIPS") {
         let file = OpenOptions::new().append(true).create(true).open(path);
-        writeln!(file.expect("LEAKTRACE_SKIPS can be written"), "{test}: {reason}").expect("a line is written");
+        writeln!(
+            file.expect("LEAKTRACE_SKIPS can be written"),
+            "{test}: {reason}"
+        )
+        .expect("a line is written");
     }
     None
 }

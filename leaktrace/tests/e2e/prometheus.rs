@@ -39,7 +39,15 @@ fn a_real_server_is_counted_exactly_while_it_answers() {
     let watch = Duration::from_secs(if needs::quick() { 20 } else { 60 });
     let seconds = format!("{}s", watch.as_secs());
     let begin = Instant::now();
-    let arguments = ["record", "--pid", &pid, "--duration", &seconds, "--format", "json"];
+    let arguments = [
+        "record",
+        "--pid",
+        &pid,
+        "--duration",
+        &seconds,
+        "--format",
+        "json",
+    ];
     let record = Tool::spawn(tool::leaktrace().args(arguments));
 
     let (mut differences, mut queries) = (Vec::new(), 0);
@@ -54,11 +62,21 @@ fn a_real_server_is_counted_exactly_while_it_answers() {
     }
     let found = record.wait(watch + Duration::from_secs(20)).json();
 
-    println!("go_goroutines minus census: {differences:?}, {queries} queries answered, a reading adds {added}");
-    let exact = differences.iter().filter(|&&difference| difference == 0).count();
+    println!(
+        "go_goroutines minus census: {differences:?}, {queries} queries answered, a reading adds {added}"
+    );
+    let exact = differences
+        .iter()
+        .filter(|&&difference| difference == 0)
+        .count();
     assert!(exact >= 9, "{differences:?}");
-    assert!(differences.iter().all(|difference| difference.abs() <= 2), "{differences:?}");
-    let leaks: Vec<_> = report::sites(&found).filter(|site| site["verdict"] == "leak").collect();
+    assert!(
+        differences.iter().all(|difference| difference.abs() <= 2),
+        "{differences:?}"
+    );
+    let leaks: Vec<_> = report::sites(&found)
+        .filter(|site| site["verdict"] == "leak")
+        .collect();
     assert!(leaks.is_empty(), "Prometheus does not leak: {leaks:?}");
     server.query();
 }
@@ -77,7 +95,10 @@ impl Server {
         let directory = tempfile::tempdir().expect("temporary folders can be made");
         // Free a moment ago; Prometheus cannot choose one itself.
         let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
-        let address = listener.local_addr().expect("it has an address").to_string();
+        let address = listener
+            .local_addr()
+            .expect("it has an address")
+            .to_string();
         drop(listener);
         let configuration = directory.path().join("prometheus.yml");
         let text = format!(
@@ -86,7 +107,10 @@ impl Server {
         fs::write(&configuration, text).expect("temporary files can be written");
         let mut child = command
             .arg(format!("--config.file={}", configuration.display()))
-            .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
+            .arg(format!(
+                "--storage.tsdb.path={}",
+                directory.path().join("data").display()
+            ))
             .arg(format!("--web.listen-address={address}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -118,19 +142,32 @@ impl Server {
 
     /// Waits until two scrapes have happened: then everything is there that a scrape needs, and stays.
     fn wait_for_rest(&mut self) {
-        tool::eventually("Prometheus has scraped itself twice", Duration::from_secs(30), || {
-            let answer = self.other.get("/api/v1/query?query=count_over_time(up[1m])");
-            let answer: serde_json::Value = serde_json::from_str(&answer.body).expect("the API speaks JSON");
-            let count = answer["data"]["result"][0]["value"][1].as_str().and_then(|count| count.parse().ok());
-            count >= Some(2)
-        });
+        tool::eventually(
+            "Prometheus has scraped itself twice",
+            Duration::from_secs(30),
+            || {
+                let answer = self
+                    .other
+                    .get("/api/v1/query?query=count_over_time(up[1m])");
+                let answer: serde_json::Value =
+                    serde_json::from_str(&answer.body).expect("the API speaks JSON");
+                let count = answer["data"]["result"][0]["value"][1]
+                    .as_str()
+                    .and_then(|count| count.parse().ok());
+                count >= Some(2)
+            },
+        );
     }
 
     /// A query, which has to be answered.
     fn query(&mut self) {
         let answer = self.other.get("/api/v1/query?query=up");
         assert_eq!(answer.status, 200, "{}", answer.body);
-        assert!(answer.body.contains("\"status\":\"success\""), "{}", answer.body);
+        assert!(
+            answer.body.contains("\"status\":\"success\""),
+            "{}",
+            answer.body
+        );
     }
 
     /// `go_goroutines`: the least of a few readings.
@@ -138,8 +175,13 @@ impl Server {
         let mut readings = Vec::new();
         for _ in 0..READINGS {
             let body = self.metrics.get("/metrics").body;
-            let line = body.lines().find_map(|line| line.strip_prefix("go_goroutines "));
-            readings.push(line.and_then(|value| value.parse().ok()).expect("go_goroutines is there"));
+            let line = body
+                .lines()
+                .find_map(|line| line.strip_prefix("go_goroutines "));
+            readings.push(
+                line.and_then(|value| value.parse().ok())
+                    .expect("go_goroutines is there"),
+            );
         }
         readings.into_iter().min().expect("there is at least one")
     }
@@ -171,7 +213,9 @@ impl Server {
             let found = tool::json(&["snapshot", "--pid", pid]);
             let after = self.reading();
             if before == after {
-                let total = found["goroutines"]["total"].as_i64().expect("a snapshot has a total");
+                let total = found["goroutines"]["total"]
+                    .as_i64()
+                    .expect("a snapshot has a total");
                 return before - added - total;
             }
         }

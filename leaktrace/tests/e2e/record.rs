@@ -35,28 +35,42 @@ fn spawn_million(go: &str) {
     let site = report::site(&found, "goroutine", line).expect("the line is in the report");
     assert_eq!(site["count"], 1000);
     if report::number(&found["events"]["lost"]) == 0 {
-        let difference = report::number(&site["created_total"]) - report::number(&site["ended_total"]);
+        let difference =
+            report::number(&site["created_total"]) - report::number(&site["ended_total"]);
         assert_eq!(difference, 1000, "{site}");
         let line = build::marked_line("spawn-million", "healthy").expect("the line is marked");
-        let site = report::site(&found, "goroutine", line).expect("what came and went is in the report");
-        assert_eq!((&site["count"], &site["created_total"], &site["ended_total"]), (
-            &Value::from(0),
-            &Value::from(1_000_000),
-            &Value::from(1_000_000)
-        ));
+        let site =
+            report::site(&found, "goroutine", line).expect("what came and went is in the report");
+        assert_eq!(
+            (&site["count"], &site["created_total"], &site["ended_total"]),
+            (
+                &Value::from(0),
+                &Value::from(1_000_000),
+                &Value::from(1_000_000)
+            )
+        );
     }
 }
 
 #[test]
 fn an_interrupted_record_reports_what_it_saw_and_detaches() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let Some(mut program) = needs::program("handler-timeout", "1.27.3", &["-burst", "50", "-rate", "0"]) else {
+        let Some(mut program) =
+            needs::program("handler-timeout", "1.27.3", &["-burst", "50", "-rate", "0"])
+        else {
             return;
         };
-        let line = build::marked_line("handler-timeout", "LEAK: goroutine").expect("the line is marked");
-        tool::eventually("50 handlers have timed out", Duration::from_secs(10), || {
-            program.ask("truth").expect("fixtures answer")["states"][format!("main.go:{line}")]["chan send"] == 50
-        });
+        let line =
+            build::marked_line("handler-timeout", "LEAK: goroutine").expect("the line is marked");
+        tool::eventually(
+            "50 handlers have timed out",
+            Duration::from_secs(10),
+            || {
+                program.ask("truth").expect("fixtures answer")["states"][format!("main.go:{line}")]
+                    ["chan send"]
+                    == 50
+            },
+        );
         let (mut tool, file) = record(program.pid());
         text::wait_for_probes(program.pid(), &mut tool);
         tool.signal(signal);
@@ -64,7 +78,11 @@ fn an_interrupted_record_reports_what_it_saw_and_detaches() {
         let site = report::site(&found, "goroutine", line).expect("the line is in the report");
         assert_eq!(site["count"], 50);
         assert_eq!(site["states"]["chan send"], 50);
-        assert_eq!(text::changed_bytes(program.pid()), 0, "{signal} leaves no probe");
+        assert_eq!(
+            text::changed_bytes(program.pid()),
+            0,
+            "{signal} leaves no probe"
+        );
         assert!(program.is_alive());
     }
 }
@@ -73,7 +91,8 @@ fn an_interrupted_record_reports_what_it_saw_and_detaches() {
 fn a_handler_that_leaves_its_workers_behind_is_a_leak() {
     let found = watch("handler-timeout", "1.27.3");
     let Some((code, found)) = found else { return };
-    let line = build::marked_line("handler-timeout", "LEAK: goroutine").expect("the line is marked");
+    let line =
+        build::marked_line("handler-timeout", "LEAK: goroutine").expect("the line is marked");
     let site = report::site(&found, "goroutine", line).expect("the line is in the report");
     assert_eq!(site["verdict"], "leak", "{site}");
     assert!(site["states"]["chan send"].as_u64() > Some(0), "{site}");
@@ -100,7 +119,9 @@ fn nothing_is_found_in_healthy_programs() {
     ] {
         let found = watch(name, go);
         let Some((code, found)) = found else { return };
-        let leaks: Vec<_> = report::sites(&found).filter(|site| site["verdict"] == "leak").collect();
+        let leaks: Vec<_> = report::sites(&found)
+            .filter(|site| site["verdict"] == "leak")
+            .collect();
         assert!(leaks.is_empty(), "{name} with go {go}: {leaks:?}");
         assert_eq!(code, Some(0), "{name} with go {go}");
     }
@@ -110,7 +131,15 @@ fn nothing_is_found_in_healthy_programs() {
 fn watch(name: &str, go: &str) -> Option<(Option<i32>, Value)> {
     let program = needs::program(name, go, &[])?;
     let pid = program.pid().to_string();
-    let arguments = ["record", "--pid", &pid, "--duration", "20s", "--format", "json"];
+    let arguments = [
+        "record",
+        "--pid",
+        &pid,
+        "--duration",
+        "20s",
+        "--format",
+        "json",
+    ];
     let outcome = tool::run(&arguments, Duration::from_secs(40));
     Some((outcome.code, outcome.json()))
 }
@@ -124,7 +153,12 @@ fn record(pid: u32) -> (Tool, tempfile::NamedTempFile) {
 /// Waits for a recording that was told to end, and reads its report.
 fn finished(tool: Tool, file: &tempfile::NamedTempFile) -> Value {
     let outcome = tool.wait(Duration::from_secs(10));
-    assert!(matches!(outcome.code, Some(0 | 1)), "exit code {:?}: {}", outcome.code, outcome.stderr);
+    assert!(
+        matches!(outcome.code, Some(0 | 1)),
+        "exit code {:?}: {}",
+        outcome.code,
+        outcome.stderr
+    );
     let text = fs::read(file.path()).expect("the report is there");
     serde_json::from_slice(&text).expect("the report is JSON")
 }

@@ -16,7 +16,10 @@ pub fn site<'a>(report: &'a Value, kind: &str, line: u32) -> Option<&'a Value> {
 
 /// All sites.
 pub fn sites(report: &Value) -> impl Iterator<Item = &Value> {
-    report["sites"].as_array().expect("a report has sites").iter()
+    report["sites"]
+        .as_array()
+        .expect("a report has sites")
+        .iter()
 }
 
 /// What a report says of the goroutines made in main.go.
@@ -43,11 +46,16 @@ pub fn truth(answer: &Value) -> States {
 
 /// A count.
 pub fn number(value: &Value) -> u64 {
-    value.as_u64().unwrap_or_else(|| panic!("{value} is not a count"))
+    value
+        .as_u64()
+        .unwrap_or_else(|| panic!("{value} is not a count"))
 }
 
 /// "main.go:31".
 fn place(site: &Value) -> String {
-    let file = site["file"].as_str().map(Path::new).and_then(Path::file_name);
+    let file = site["file"]
+        .as_str()
+        .map(Path::new)
+        .and_then(Path::file_name);
     format!("{}:{}", file.unwrap_or_default().display(), site["line"])
 }

@@ -30,16 +30,33 @@ fn check(go: &str) {
         let mut program = Program::start(&executable, &[]).expect("fixtures start");
         let truth = program.ask("truth").expect("fixtures answer");
         let found = tool::json(&["snapshot", "--pid", &program.pid().to_string()]);
-        assert_eq!(report::states(&found), report::truth(&truth), "{go} {}", variant.name());
-        assert_eq!(found["goroutines"]["total"], truth["goroutines"], "{go} {}", variant.name());
+        assert_eq!(
+            report::states(&found),
+            report::truth(&truth),
+            "{go} {}",
+            variant.name()
+        );
+        assert_eq!(
+            found["goroutines"]["total"],
+            truth["goroutines"],
+            "{go} {}",
+            variant.name()
+        );
 
         let goroutines = report::sites(&found).filter(|site| site["kind"] == "goroutine");
         let sum: u64 = goroutines.map(|site| report::number(&site["count"])).sum();
-        assert_eq!(found["goroutines"]["total"], sum, "the sites add up to the total");
+        assert_eq!(
+            found["goroutines"]["total"], sum,
+            "the sites add up to the total"
+        );
         assert_eq!(found["schema"], "leaktrace/v1");
         assert_eq!(found["target"]["pid"], program.pid());
         assert_eq!(found["target"]["go_version"], format!("go{go}"));
-        assert_eq!(program.ask("truth").expect("fixtures answer"), truth, "the program was at rest");
+        assert_eq!(
+            program.ask("truth").expect("fixtures answer"),
+            truth,
+            "the program was at rest"
+        );
     }
 }
 

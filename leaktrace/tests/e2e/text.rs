@@ -27,18 +27,27 @@ pub fn changed_bytes(pid: u32) -> usize {
         let (start, end) = (hex(start), hex(end));
         let length = usize::try_from(end - start).expect("code fits in memory");
         let (mut live, mut linked) = (vec![0; length], Vec::new());
-        memory.read_exact_at(&mut live, start).expect("code can be read");
+        memory
+            .read_exact_at(&mut live, start)
+            .expect("code can be read");
         // The last page of the mapping goes on where the file may have ended.
         linked.resize(length, 0);
         let mut filled = 0;
         while filled < length {
             let at = hex(offset) + filled as u64;
-            match file.read_at(&mut linked[filled..], at).expect("the file can be read") {
+            match file
+                .read_at(&mut linked[filled..], at)
+                .expect("the file can be read")
+            {
                 0 => break,
                 count => filled += count,
             }
         }
-        changed += live[..filled].iter().zip(&linked[..filled]).filter(|(a, b)| a != b).count();
+        changed += live[..filled]
+            .iter()
+            .zip(&linked[..filled])
+            .filter(|(a, b)| a != b)
+            .count();
     }
     changed
 }
@@ -50,7 +59,10 @@ pub fn wait_for_probes(pid: u32, tool: &mut Tool) -> usize {
     let (mut count, mut since) = (0, Instant::now());
     loop {
         if !tool.is_running() {
-            panic!("leaktrace ended before its probes were on: {}", tool.error_line(Duration::from_secs(1)));
+            panic!(
+                "leaktrace ended before its probes were on: {}",
+                tool.error_line(Duration::from_secs(1))
+            );
         }
         let now = changed_bytes(pid);
         if now != count {
@@ -58,7 +70,10 @@ pub fn wait_for_probes(pid: u32, tool: &mut Tool) -> usize {
         } else if count > 0 && since.elapsed() > Duration::from_millis(500) {
             return count;
         }
-        assert!(Instant::now() < deadline, "no probe appeared in the process");
+        assert!(
+            Instant::now() < deadline,
+            "no probe appeared in the process"
+        );
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -32,15 +32,25 @@ pub fn run<S: AsRef<OsStr>>(arguments: &[S], limit: Duration) -> Outcome {
 
 /// Runs it with `--format json` and returns what it printed. Exit codes 0 and 1 both mean that it worked.
 pub fn json(arguments: &[&str]) -> Value {
-    let arguments: Vec<_> = arguments.iter().copied().chain(["--format", "json"]).collect();
+    let arguments: Vec<_> = arguments
+        .iter()
+        .copied()
+        .chain(["--format", "json"])
+        .collect();
     run(&arguments, Duration::from_secs(30)).json()
 }
 
 impl Outcome {
     /// The JSON that it printed.
     pub fn json(&self) -> Value {
-        assert!(matches!(self.code, Some(0 | 1)), "exit code {:?}: {}", self.code, self.stderr);
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error} in {:?}", self.stdout))
+        assert!(
+            matches!(self.code, Some(0 | 1)),
+            "exit code {:?}: {}",
+            self.code,
+            self.stderr
+        );
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("{error} in {:?}", self.stdout))
     }
 }
 
@@ -64,7 +74,9 @@ impl Tool {
         let mut stdout = child.stdout.take().expect("stdout is piped");
         let stdout = thread::spawn(move || {
             let mut text = String::new();
-            stdout.read_to_string(&mut text).expect("leaktrace prints UTF-8");
+            stdout
+                .read_to_string(&mut text)
+                .expect("leaktrace prints UTF-8");
             text
         });
         let errors = listen(child.stderr.take().expect("stderr is piped"));
@@ -80,7 +92,16 @@ impl Tool {
     pub fn record(pid: u32, output: &Path) -> Self {
         let pid = pid.to_string();
         let mut command = leaktrace();
-        command.args(["record", "--pid", &pid, "--duration", "1h", "--format", "json", "-o"]);
+        command.args([
+            "record",
+            "--pid",
+            &pid,
+            "--duration",
+            "1h",
+            "--format",
+            "json",
+            "-o",
+        ]);
         Self::spawn(command.arg(output))
     }
 
@@ -92,12 +113,17 @@ impl Tool {
 
     /// Its next line on standard error.
     pub fn error_line(&self, limit: Duration) -> String {
-        self.errors.recv_timeout(limit).expect("leaktrace says something in time")
+        self.errors
+            .recv_timeout(limit)
+            .expect("leaktrace says something in time")
     }
 
     /// Whether it has not ended.
     pub fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("a child can be waited for").is_none()
+        self.child
+            .try_wait()
+            .expect("a child can be waited for")
+            .is_none()
     }
 
     /// Waits for its end, which has to come within `limit` from now.
@@ -106,7 +132,9 @@ impl Tool {
         let status = loop {
             match self.child.try_wait().expect("a child can be waited for") {
                 Some(status) => break status,
-                None if Instant::now() > deadline => panic!("leaktrace did not end within {limit:?}"),
+                None if Instant::now() > deadline => {
+                    panic!("leaktrace did not end within {limit:?}")
+                }
                 None => thread::sleep(Duration::from_millis(5)),
             }
         };
