@@ -5,7 +5,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,6 @@ use crate::{go, tools};
 
 /// Go releases that the tests build fixtures with.
 const RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
-
-/// The version that the eBPF objects are linked with, see design.md §8.
-const BPF_LINKER: &str = "bpf-linker@0.10.3";
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -55,7 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     fetch(arguments, &mut report);
     if arguments.filter.is_none() && !arguments.quick {
-        ebpf_objects(&cargo, &mut report);
+        ebpf_objects(&mut report);
     }
     tests(&cargo, arguments, &mut report)?;
     if arguments.filter.is_none() {
@@ -89,35 +86,22 @@ fn fetch(arguments: &Arguments, report: &mut Report) {
     }
 }
 
-/// Builds the eBPF objects anew and compares them with those checked in.
-fn ebpf_objects(cargo: &OsString, report: &mut Report) {
+/// Builds the eBPF objects anew and compares them with those checked in; that installs what it needs.
+fn ebpf_objects(report: &mut Report) {
     let step = "eBPF objects";
-    let own = target_dir().join("tools");
-    if find("bpf-linker").is_none() && !own.join("bin/bpf-linker").is_file() {
-        eprintln!("installing {BPF_LINKER} below target/tools (a minute, once)");
-        let install = ["install", "--quiet", "--locked", BPF_LINKER, "--root"];
-        if !succeeds(Command::new(cargo).args(install).arg(&own)) {
-            return report.skip(
-                step,
-                &format!("no bpf-linker: cargo install --locked {BPF_LINKER}"),
-            );
-        }
-    }
-    if !has_rust_src() && !succeeds(Command::new("rustup").args(["component", "add", "rust-src"])) {
-        return report.skip(step, "no rust-src: rustup component add rust-src");
-    }
     let Ok(this) = env::current_exe() else {
         return report.skip(step, "the path of xtask itself is not known");
     };
-    let mut path = OsString::from(own.join("bin"));
-    path.push(":");
-    path.push(env::var_os("PATH").unwrap_or_default());
-    report.run(
-        step,
-        Command::new(this)
-            .args(["build-ebpf", "--check"])
-            .env("PATH", path),
-    );
+    Report::announce(step);
+    let begin = Instant::now();
+    match status(Command::new(this).args(["build-ebpf", "--check"])) {
+        // It says itself that they came from another compiler.
+        Some(2) => report.skip(
+            step,
+            "this compiler gives other bytes than the one they were built with",
+        ),
+        code => report.note(step, code == Some(0), begin),
+    }
 }
 
 /// Runs the tests of the workspace; then reads which of them could not run here.
@@ -164,17 +148,6 @@ fn licences(cargo: &OsString, report: &mut Report) {
     );
 }
 
-/// Whether the installed toolchain has the source of `core`.
-fn has_rust_src() -> bool {
-    let Ok(output) = Command::new("rustc").args(["--print", "sysroot"]).output() else {
-        return false;
-    };
-    let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    Path::new(&sysroot)
-        .join("lib/rustlib/src/rust/library/core")
-        .is_dir()
-}
-
 /// Where `program` lies in PATH.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
@@ -183,12 +156,13 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn succeeds(command: &mut Command) -> bool {
+/// Runs a command in the root of the repository, and returns its exit code if it gave one.
+fn status(command: &mut Command) -> Option<i32> {
     let status = command
         .current_dir(repository())
         .stdin(Stdio::null())
         .status();
-    status.is_ok_and(|status| status.success())
+    status.ok().and_then(|status| status.code())
 }
 
 /// What was run, how it ended, and what was left out.
@@ -201,9 +175,18 @@ struct Report {
 impl Report {
     /// Runs one step and keeps how it ended.
     fn run(&mut self, step: &str, command: &mut Command) {
-        eprintln!("\n==> {step}");
+        Self::announce(step);
         let begin = Instant::now();
-        let passed = succeeds(command);
+        self.note(step, status(command) == Some(0), begin);
+    }
+
+    /// Says which step begins.
+    fn announce(step: &str) {
+        eprintln!("\n==> {step}");
+    }
+
+    /// Keeps how a step ended.
+    fn note(&mut self, step: &str, passed: bool, begin: Instant) {
         self.steps.push((step.to_owned(), passed, begin.elapsed()));
     }
 
