@@ -1,28 +1,50 @@
-//! The project's own commands.
+//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, and what those are made of.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 
+mod build_ebpf;
+mod demo;
+mod fixtures;
+mod go;
 mod offsets;
+mod test;
+mod tools;
 
 /// The project's own commands.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask")]
 enum Command {
+    /// Watch two leaking programs and a healthy one, and show what leaktrace says
+    Demo(demo::Arguments),
+    /// Run every test, those that attach to real processes too
+    Test(test::Arguments),
+    /// Build the eBPF objects that are checked in
+    BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
     Offsets(offsets::Arguments),
+    /// Fetch Go toolchains
+    Go(go::Arguments),
+    /// Build a Go fixture and print where it is
+    Fixture(fixtures::Arguments),
+    /// Fetch the real servers that tests attach to
+    Tools(tools::Arguments),
 }
 
 fn main() -> ExitCode {
+    let done = |result: anyhow::Result<()>| result.map(|()| ExitCode::SUCCESS);
     let result = match Command::parse() {
-        Command::Offsets(arguments) => offsets::run(&arguments),
+        Command::Demo(arguments) => done(demo::run(&arguments)),
+        Command::Test(arguments) => done(test::run(&arguments)),
+        Command::BuildEbpf(task) => task.run(),
+        Command::Offsets(arguments) => done(offsets::run(&arguments)),
+        Command::Go(arguments) => done(go::run(&arguments)),
+        Command::Fixture(arguments) => done(fixtures::run(&arguments)),
+        Command::Tools(arguments) => done(tools::run(&arguments)),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -1,0 +1,18 @@
+//! End to end: the `leaktrace` command against live processes, held to the contract in design.md §4.
+//!
+//! What a test needs and this machine lacks (root, a Go toolchain, a server) makes it pass without a word on
+//! the terminal, but never without a trace: the reason goes to the file that LEAKTRACE_SKIPS names, and
+//! `cargo xtask test` prints it.
+
+mod bad_input;
+mod daemon;
+mod detach;
+mod http;
+mod inspect;
+mod needs;
+mod prometheus;
+mod record;
+mod report;
+mod snapshot;
+mod text;
+mod tool;

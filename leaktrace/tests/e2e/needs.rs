@@ -1,0 +1,85 @@
+//! What a test needs of the machine. `None` means that it is not there, and that this was noted.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use leaktrace_fixtures::build::{self, Variant};
+use leaktrace_fixtures::program::Program;
+use leaktrace_fixtures::target_dir;
+use leaktrace_fixtures::toolchain::Toolchain;
+
+/// Probes, and the memory of other users' processes.
+pub fn root() -> Option<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Some(());
+    }
+    skip("needs root")
+}
+
+/// A fixture built with this Go release.
+pub fn fixture(name: &str, go: &str, variant: Variant) -> Option<PathBuf> {
+    let Some(toolchain) = Toolchain::find(go) else {
+        return skip(&format!("needs go {go}: cargo xtask go {go}"));
+    };
+    Some(build::build(name, &toolchain, variant).expect("fixtures compile"))
+}
+
+/// The same, running, together with root.
+pub fn program(name: &str, go: &str, arguments: &[&str]) -> Option<Program> {
+    root()?;
+    let executable = fixture(name, go, Variant::DEFAULT)?;
+    Some(Program::start(&executable, arguments).expect("fixtures start"))
+}
+
+/// Debian's Prometheus server.
+pub fn prometheus() -> Option<PathBuf> {
+    let named = std::env::var_os("LEAKTRACE_PROMETHEUS").map(PathBuf::from);
+    let installed = PathBuf::from("/usr/bin/prometheus");
+    let fetched = target_dir().join("debs/prometheus/usr/bin/prometheus");
+    let found = [named, Some(installed), Some(fetched)]
+        .into_iter()
+        .flatten()
+        .find(|file| file.is_file());
+    if found.is_none() {
+        skip::<()>("needs Prometheus: cargo xtask tools");
+    }
+    found
+}
+
+/// A program that gives up root before it starts another.
+pub fn setpriv() -> Option<PathBuf> {
+    let program = Path::new("/usr/bin/setpriv");
+    if program.is_file() {
+        return Some(program.to_owned());
+    }
+    skip("needs setpriv: apt-get install util-linux")
+}
+
+/// Whether the run is to be short.
+pub fn quick() -> bool {
+    std::env::var_os("LEAKTRACE_QUICK").is_some()
+}
+
+/// Notes that the running test cannot run here.
+fn skip<T>(reason: &str) -> Option<T> {
+    let thread = std::thread::current();
+    let name = std::env::var("NEXTEST_TEST_NAME").ok();
+    let test = name.as_deref().or(thread.name()).unwrap_or("a test");
+    println!("skipped {test}: {reason}");
+    if let Some(path) = std::env::var_os("LEAKTRACE_SKIPS") {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        writeln!(
+            file.expect("LEAKTRACE_SKIPS can be written"),
+            "{test}: {reason}"
+        )
+        .expect("a line is written");
+    }
+    None
+}
+
+/// A pid that no process has: the kernel gives out only smaller ones.
+pub fn unused_pid() -> String {
+    let limit = fs::read_to_string("/proc/sys/kernel/pid_max").expect("Linux has a largest pid");
+    limit.trim().to_owned()
+}

@@ -1,0 +1,219 @@
+//! `cargo xtask test`: every test there is, those that attach to real processes too.
+//!
+//! It runs all steps even when one fails, prints what it leaves out and why, and ends with a summary.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use leaktrace_fixtures::toolchain::PINNED;
+use leaktrace_fixtures::{repository, target_dir};
+
+use crate::{go, tools};
+
+/// Go releases that the tests build fixtures with.
+const RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
+
+/// Arguments of `cargo xtask test`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Shorter: no rebuild of the eBPF objects, no docs, shorter watches of real servers
+    #[arg(long)]
+    quick: bool,
+    /// With every pinned Go release
+    #[arg(long)]
+    all_go: bool,
+    /// Run only the tests whose names contain this, and none of the other steps
+    filter: Option<String>,
+}
+
+/// Runs every step; an error when one failed.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let mut report = Report::default();
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    if arguments.filter.is_none() {
+        report.run(
+            "format",
+            Command::new(&cargo).args(["fmt", "--all", "--check"]),
+        );
+        let clippy = [
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ];
+        report.run("clippy", Command::new(&cargo).args(clippy));
+    }
+    fetch(arguments, &mut report);
+    if arguments.filter.is_none() && !arguments.quick {
+        ebpf_objects(&mut report);
+    }
+    tests(&cargo, arguments, &mut report)?;
+    if arguments.filter.is_none() {
+        if !arguments.quick {
+            let doc = ["doc", "--workspace", "--no-deps"];
+            report.run(
+                "docs",
+                Command::new(&cargo)
+                    .args(doc)
+                    .env("RUSTDOCFLAGS", "-D warnings"),
+            );
+        }
+        licences(&cargo, &mut report);
+    }
+    report.finish()
+}
+
+/// Gets the Go toolchains and the real servers that the tests want.
+fn fetch(arguments: &Arguments, report: &mut Report) {
+    let mut versions = RELEASES.to_vec();
+    if arguments.all_go {
+        versions = PINNED.iter().map(|release| release.version).collect();
+    }
+    for version in versions {
+        if let Err(error) = go::install(version) {
+            report.skip(&format!("tests with go {version}"), &format!("{error:#}"));
+        }
+    }
+    if let Err(error) = tools::prometheus() {
+        report.skip("the test with a real Prometheus", &format!("{error:#}"));
+    }
+}
+
+/// Builds the eBPF objects anew and compares them with those checked in; that installs what it needs.
+fn ebpf_objects(report: &mut Report) {
+    let step = "eBPF objects";
+    let Ok(this) = env::current_exe() else {
+        return report.skip(step, "the path of xtask itself is not known");
+    };
+    Report::announce(step);
+    let begin = Instant::now();
+    match status(Command::new(this).args(["build-ebpf", "--check"])) {
+        // It says itself that they came from another compiler.
+        Some(2) => report.skip(
+            step,
+            "this compiler gives other bytes than the one they were built with",
+        ),
+        code => report.note(step, code == Some(0), begin),
+    }
+}
+
+/// Runs the tests of the workspace; then reads which of them could not run here.
+fn tests(cargo: &OsString, arguments: &Arguments, report: &mut Report) -> Result<()> {
+    let skips = target_dir().join("skipped-tests.txt");
+    // Tests append to it: it has to be empty before, and there after.
+    fs::write(&skips, "").with_context(|| format!("writing {}", skips.display()))?;
+    let mut command = Command::new(cargo);
+    if find("cargo-nextest").is_some() {
+        command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+    } else {
+        command.args(["test", "--workspace", "--no-fail-fast"]);
+    }
+    command.args(&arguments.filter);
+    command.env("LEAKTRACE_SKIPS", &skips);
+    if arguments.quick {
+        command.env("LEAKTRACE_QUICK", "1");
+    }
+    report.run("tests", &mut command);
+    let mut lines: Vec<_> = fs::read_to_string(&skips)?
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    lines.sort();
+    lines.dedup();
+    for line in lines {
+        let (test, reason) = line.split_once(": ").unwrap_or((&line, "no reason given"));
+        report.skip(test, reason);
+    }
+    Ok(())
+}
+
+/// Checks the licences of all dependencies.
+fn licences(cargo: &OsString, report: &mut Report) {
+    if find("cargo-deny").is_none() {
+        return report.skip(
+            "licences",
+            "no cargo-deny: cargo install --locked cargo-deny",
+        );
+    }
+    report.run(
+        "licences",
+        Command::new(cargo).args(["deny", "check", "licenses"]),
+    );
+}
+
+/// Where `program` lies in PATH.
+fn find(program: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+/// Runs a command in the root of the repository, and returns its exit code if it gave one.
+fn status(command: &mut Command) -> Option<i32> {
+    let status = command
+        .current_dir(repository())
+        .stdin(Stdio::null())
+        .status();
+    status.ok().and_then(|status| status.code())
+}
+
+/// What was run, how it ended, and what was left out.
+#[derive(Default)]
+struct Report {
+    steps: Vec<(String, bool, Duration)>,
+    skipped: Vec<(String, String)>,
+}
+
+impl Report {
+    /// Runs one step and keeps how it ended.
+    fn run(&mut self, step: &str, command: &mut Command) {
+        Self::announce(step);
+        let begin = Instant::now();
+        self.note(step, status(command) == Some(0), begin);
+    }
+
+    /// Says which step begins.
+    fn announce(step: &str) {
+        eprintln!("\n==> {step}");
+    }
+
+    /// Keeps how a step ended.
+    fn note(&mut self, step: &str, passed: bool, begin: Instant) {
+        self.steps.push((step.to_owned(), passed, begin.elapsed()));
+    }
+
+    /// Notes that something is left out, and why.
+    fn skip(&mut self, what: &str, reason: &str) {
+        self.skipped.push((what.to_owned(), reason.to_owned()));
+    }
+
+    /// Prints the summary; an error when a step failed.
+    fn finish(self) -> Result<()> {
+        println!("\nSummary");
+        for (step, passed, took) in &self.steps {
+            let verdict = if *passed { "passed" } else { "FAILED" };
+            println!("  {verdict}   {step} ({:.0} s)", took.as_secs_f64());
+        }
+        for (what, reason) in &self.skipped {
+            println!("  skipped  {what}: {reason}");
+        }
+        let failed: Vec<_> = self
+            .steps
+            .iter()
+            .filter(|step| !step.1)
+            .map(|step| step.0.as_str())
+            .collect();
+        if failed.is_empty() {
+            return Ok(());
+        }
+        bail!("failed: {}", failed.join(", "));
+    }
+}
