@@ -33,15 +33,14 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let listener = server::bind(arguments.listen).await?;
     let address = listener.local_addr().context("the socket has no address")?;
-    let (publish, status) = watch::channel(Status::Starting);
-    tokio::spawn(server::serve(listener, status));
-    tracing::info!("listening on http://{address}");
-
     let mut session = Session::open(Pid(arguments.pid))?;
     session.attach(level(arguments.events))?;
     session.census()?;
-    publish.send_replace(Status::Watching(Arc::new(session.report())));
     tracing::info!(pid = arguments.pid, exe = %session.process.exe.display(), "watching");
+
+    let (publish, status) = watch::channel(Status::Watching(Arc::new(session.report())));
+    tokio::spawn(server::serve(listener, status));
+    tracing::info!("listening on http://{address}");
 
     let mut drain = interval(DRAIN_EVERY);
     drain.set_missed_tick_behavior(MissedTickBehavior::Skip);

@@ -21,8 +21,6 @@ use super::metrics::{self, Watched};
 /// What the server shows: replaced as a whole by the one who watches the target.
 #[derive(Clone)]
 pub enum Status {
-    /// The first census is not done yet.
-    Starting,
     /// The last report.
     Watching(Arc<Report>),
     /// The target is gone; its name.
@@ -99,22 +97,12 @@ fn respond(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match status {
             Status::Watching(_) => text(StatusCode::OK, "ok\n"),
-            Status::Starting => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the first census is not done yet\n",
-            ),
             Status::Gone(_) => text(StatusCode::SERVICE_UNAVAILABLE, "the target has exited\n"),
         },
         "/metrics" => {
             let watched = match status {
                 Status::Watching(report) => Watched::Up(report),
                 Status::Gone(name) => Watched::Down(name.clone()),
-                Status::Starting => {
-                    return text(
-                        StatusCode::SERVICE_UNAVAILABLE,
-                        "the first census is not done yet\n",
-                    );
-                }
             };
             match metrics::render(&watched) {
                 Ok(body) => answer(StatusCode::OK, metrics::CONTENT_TYPE, body),
