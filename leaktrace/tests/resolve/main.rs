@@ -5,6 +5,7 @@
 mod go;
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
@@ -314,19 +315,25 @@ fn a_damaged_binary_does_no_harm() {
         let whole = std::fs::read(&binary).expect("the binary is there");
         let targets = interesting_ranges(&whole);
         // A fixed sequence (xorshift), so that a failure can be seen again.
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = move |below: u64| {
+        let mut state = 0x9e37_79b9_u32;
+        let mut random = move |below: usize| {
             state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % below
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as usize % below
         };
         for _ in 0..150 {
             let mut damaged = whole.clone();
-            let (start, length) = targets[random(targets.len() as u64) as usize];
+            let range = &targets[random(targets.len())];
             for _ in 0..=random(8) {
-                let at = (start + random(length)) as usize;
-                damaged[at] = [0, 0xff, 0x80, 0x7f, random(256) as u8][random(5) as usize];
+                let at = range.start + random(range.len());
+                damaged[at] = match random(5) {
+                    0 => 0,
+                    1 => 0xff,
+                    2 => damaged[at] ^ 0x80,
+                    3 => damaged[at].wrapping_add(1),
+                    _ => damaged[random(whole.len())],
+                };
             }
             let Ok(program) = leaktrace::resolve::resolve(&damaged) else {
                 continue;
@@ -344,10 +351,10 @@ fn a_damaged_binary_does_no_harm() {
     }
 }
 
-/// Headers and tables: file positions and lengths, where a flipped byte matters most.
-fn interesting_ranges(binary: &Vec<u8>) -> Vec<(u64, u64)> {
+/// Headers and tables: the parts of the file where a damaged byte matters most.
+fn interesting_ranges(binary: &Vec<u8>) -> Vec<Range<usize>> {
     let elf = Elf::open(binary).expect("an ELF file");
-    let mut ranges = vec![(0, 64), (64, 4096 - 64)];
+    let mut ranges = vec![0..64, 64..4096];
     for name in [
         ".go.buildinfo",
         ".gopclntab",
@@ -361,10 +368,12 @@ fn interesting_ranges(binary: &Vec<u8>) -> Vec<(u64, u64)> {
         ".debug_info",
         ".symtab",
     ] {
-        if let Some(section) = elf.section(name) {
-            ranges.push((section.file_offset.0, section.size));
+        if let Some(section) = elf.section(name).filter(|section| section.size > 0) {
+            let start = usize::try_from(section.file_offset.0).expect("a position in the file");
+            let length = usize::try_from(section.size).expect("a length in the file");
+            ranges.push(start..start + length);
             // Tables start with what matters most.
-            ranges.push((section.file_offset.0, section.size.min(128)));
+            ranges.push(start..start + length.min(128));
         }
     }
     ranges
