@@ -2,7 +2,7 @@
 //!
 //! Go puts its types into a compile unit named `runtime` (DWARF 4, and 5 from Go 1.25), somewhere in the middle of
 //! `.debug_info`, which is tens of megabytes in a big server and usually compressed. So the section is read as a
-//! stream, one unit at a time; units with another name are skipped, and reading ends when all is found.
+//! stream, one unit at a time; units with another name are skipped, and reading ends with the unit that has the types.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader, Read};
@@ -19,7 +19,10 @@ const MAX_UNIT_BYTES: u64 = 64 << 20;
 /// Go's abbreviations take a few hundred bytes; those of C code linked in may take more.
 const MAX_ABBREV_BYTES: u64 = 16 << 20;
 /// A table of debug information that inflates beyond this is not worth waiting for.
-const MAX_INFO_BYTES: u64 = 4 << 30;
+const MAX_INFO_BYTES: u64 = 1 << 30;
+
+/// No structure of the runtime is this large (`runtime.p`, the largest, has 16 KB). Who reads a structure relies on it.
+const MAX_OFFSET: u64 = 1 << 16;
 
 /// Reads the offsets; `None` when the binary has no debug information, or not enough of it.
 #[must_use]
@@ -31,7 +34,8 @@ pub fn offsets(elf: &Elf<'_>) -> Option<Offsets> {
     while let Some(unit) = next_unit(&mut info) {
         // A unit that cannot be read is passed over: what is then missing shows below.
         let _: Option<()> = wanted.read_unit(&unit, &abbreviations, &strings);
-        if wanted.complete() {
+        // Other units have the same name (assembly files), but one of them has all the types.
+        if !wanted.found.is_empty() {
             break;
         }
     }
@@ -64,10 +68,6 @@ impl Wanted {
         }
     }
 
-    fn complete(&self) -> bool {
-        self.structures.is_empty()
-    }
-
     /// Takes the wanted structures out of a unit if it is one of package runtime.
     fn read_unit(&mut self, unit: &[u8], abbreviations: &[u8], strings: &[u8]) -> Option<()> {
         let header = gimli::DebugInfo::new(unit, LittleEndian)
@@ -97,12 +97,7 @@ impl Wanted {
                         .and_then(|value| name(&value))
                         .filter(|name| self.structures.remove(name));
                 }
-                (1, _) => {
-                    inside = None;
-                    if self.complete() {
-                        break;
-                    }
-                }
+                (1, _) => inside = None,
                 (2, gimli::DW_TAG_member) => {
                     let Some(structure) = &inside else { continue };
                     let short = structure.strip_prefix("runtime.").unwrap_or(structure);
@@ -111,7 +106,9 @@ impl Wanted {
                         continue;
                     };
                     let offset = entry.attr_value(gimli::DW_AT_data_member_location);
-                    let offset = offset.and_then(|value| value.udata_value());
+                    let offset = offset
+                        .and_then(|value| value.udata_value())
+                        .filter(|offset| *offset < MAX_OFFSET);
                     let known = self.members.get(format!("{short}.{member}").as_str());
                     if let (Some(known), Some(offset)) = (known, offset) {
                         self.found.insert(known, u32::try_from(offset).ok()?);

@@ -15,6 +15,8 @@ use crate::address::{FileOffset, VirtAddr};
 
 /// The longest range that is read at once: more than the tables of any known program.
 const MAX_RANGE: u64 = 512 << 20;
+/// The most that one search looks through. Segments of a real program do not overlap and are far smaller.
+const MAX_SEARCH: u64 = 1 << 30;
 /// How much is read at once while searching.
 const SEARCH_STEP: u64 = 1 << 20;
 /// Segments and sections beyond these numbers are no program that a linker wrote.
@@ -346,7 +348,8 @@ impl<'f> Elf<'f> {
                 .step_by(usize::try_from(SEARCH_STEP).unwrap_or(usize::MAX))
                 .map(move |at| segment.address.offset(at))
         });
-        steps.flat_map(move |address| {
+        let most_steps = usize::try_from(MAX_SEARCH / SEARCH_STEP).unwrap_or(usize::MAX);
+        steps.take(most_steps).flat_map(move |address| {
             let bytes = self
                 .read_up_to(address, SEARCH_STEP + TAIL)
                 .unwrap_or_default();

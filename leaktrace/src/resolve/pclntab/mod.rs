@@ -39,7 +39,8 @@ pub struct FuncRef {
 /// One call on a stack, of which a single address can stand for several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// Full name of the function, such as `net/http.(*Server).Serve`; "?" when the table does not tell.
+    /// Name of the function as Go prints it, such as `net/http.(*Server).Serve` or `slices.Sort[...]`; "?" when the
+    /// table does not tell.
     pub function: String,
     /// Source file; "?" when the table does not tell.
     pub file: String,
@@ -121,7 +122,7 @@ impl Pclntab {
         (pc < found.end).then_some(found)
     }
 
-    /// The name of a function; "?" when the table does not tell.
+    /// The full name of a function, type arguments included; "?" when the table does not tell.
     #[must_use]
     pub fn name(&self, function: FuncRef) -> String {
         let entry = self.tables.entry(function.index);
@@ -148,7 +149,7 @@ impl Pclntab {
                 .filter(|_| depth < MAX_INLINED);
             let name = call.map_or(function.name, |call| call.name);
             out.push(Frame {
-                function: text(self.tables.name(name)),
+                function: printed(text(self.tables.name(name))),
                 file: text(self.tables.file(&function, position)),
                 line: self.tables.line(&function, position).unwrap_or_default(),
                 inlined: call.is_some(),
@@ -195,9 +196,42 @@ fn text(bytes: Option<&[u8]>) -> String {
     )
 }
 
+/// Leaves type arguments out, as the runtime does (src/runtime/symtab.go: funcNameForPrint); before Go 1.21 the linker did.
+fn printed(name: String) -> String {
+    match (name.find('['), name.rfind(']')) {
+        (Some(open), Some(close)) if open < close => {
+            let (before, after) = (name.get(..open), name.get(close..));
+            format!(
+                "{}[...{}",
+                before.unwrap_or_default(),
+                after.unwrap_or_default()
+            )
+        }
+        _ => name,
+    }
+}
+
 /// FNV-1a. Names are compared again after the look-up, so a bad hash costs time only.
 fn hash(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn type_arguments_are_left_out() {
+        let check = |name: &str, expect: &str| assert_eq!(printed(name.to_owned()), expect);
+        check("main.main", "main.main");
+        check("main.f[...]", "main.f[...]");
+        check("main.f[go.shape.int]", "main.f[...]");
+        check(
+            "main.(*T[int,m[string]int]).add.func1",
+            "main.(*T[...]).add.func1",
+        );
+        check("odd]name[", "odd]name[");
+    }
 }
