@@ -194,7 +194,13 @@ fn assert_refused(outcome: &Outcome, what: &str) {
         outcome.stderr
     );
     assert_eq!(outcome.stdout, "", "{what}: errors go to standard error");
-    let lines: Vec<_> = outcome.stderr.lines().collect();
+    // A daemon's log goes to standard error too: it may have said where it listens.
+    let lines = outcome.stderr.lines();
+    let lines: Vec<_> = lines
+        .filter(|line| !line.contains("listening on http://"))
+        .collect();
+    assert_eq!(lines.len(), 1, "{what}: one sentence, not {lines:?}");
+    assert!(lines[0].starts_with("leaktrace: "), "{what}: {lines:?}");
     assert_eq!(lines.len(), 1, "{what}: one sentence, not {lines:?}");
     assert!(
         !outcome.stderr.contains("panicked"),
