@@ -126,6 +126,18 @@ impl Tool {
             .is_none()
     }
 
+    /// Whether it goes on running for this long.
+    pub fn runs_for(&mut self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        while self.is_running() {
+            if Instant::now() > deadline {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
     /// Waits for its end, which has to come within `limit` from now.
     pub fn wait(mut self, limit: Duration) -> Outcome {
         let deadline = Instant::now() + limit;
