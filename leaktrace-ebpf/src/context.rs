@@ -98,6 +98,15 @@ impl Hit {
     /// The first half of this hit's record.
     #[inline(always)]
     pub fn header(&self, object: u64, stack: u64) -> Header {
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!(
+            &self.context,
+            "kind {} slot {} object {:x} stack {:x}",
+            self.kind as u16,
+            self.cookie.slot,
+            object,
+            stack
+        );
         Header {
             // SAFETY: a helper without arguments.
             at_ns: unsafe { bpf_ktime_get_ns() },
