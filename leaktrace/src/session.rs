@@ -12,15 +12,11 @@ use leaktrace_common::event::{Kind, Loss};
 
 use crate::census::{self, Layout, LiveMemory};
 use crate::clock::monotonic_ns;
-use crate::event::ring::Ring;
-use crate::event::{Change, Slot};
+use crate::event::{Change, Ring};
 use crate::export::Report;
 use crate::export::report::{Events, Facts};
 use crate::ledger::{Drift, Ledger, Symbolizer};
-use crate::probe::Probes;
-use crate::probe::attach::{AttachRequest, AttachedSet};
-use crate::probe::load::LoadOptions;
-use crate::probe::plan::{self, Level, Missing};
+use crate::probe::{self, AttachRequest, AttachedSet, Level, LoadOptions, Probes};
 use crate::resolve::{self, Program};
 use crate::target::{Pid, Process};
 
@@ -42,13 +38,12 @@ pub struct Session {
 
 /// The probes on the target, while there are any.
 struct Watch {
-    /// Dropped first: detaches. `None` once the probes are off; the counters stay readable.
-    attached: Option<AttachedSet>,
-    slot: Slot,
+    /// Dropped before the programs that it attaches.
+    attached: AttachedSet,
     ring: Ring,
     probes: Probes,
     level: Level,
-    not_probed: Vec<Missing>,
+    not_probed: Vec<(Kind, String)>,
     undecodable: usize,
 }
 
@@ -94,12 +89,12 @@ impl Session {
             return Ok(());
         }
         let pid = self.process.id.pid;
-        let plan = plan::plan(&self.program.sites, level);
-        if plan.probes.is_empty() {
+        let plan = probe::plan(&self.program.sites, level);
+        if plan.points.is_empty() {
             let reasons: Vec<String> = plan
-                .missing
+                .refused
                 .iter()
-                .map(|missing| missing.reason.clone())
+                .map(|(_, reason)| reason.clone())
                 .collect();
             bail!(
                 "nothing in process {pid} can be probed: {}; `leaktrace snapshot` works without probes",
@@ -111,18 +106,17 @@ impl Session {
             .attach(&AttachRequest {
                 executable: self.process.executable(),
                 pid: NonZeroU32::try_from(u32::try_from(pid.0)?)?,
-                binary: plan::binary_config(&self.program),
-                probes: &plan.probes,
+                binary: probe::binary_config(&self.program),
+                points: &plan.points,
             })
             .with_context(|| format!("cannot put probes on process {pid}"))?;
         self.ledger.listen(monotonic_ns());
         self.watch = Some(Watch {
-            slot: attached.slot(),
-            attached: Some(attached),
+            attached,
             ring,
             probes,
             level,
-            not_probed: plan.missing,
+            not_probed: plan.refused,
             undecodable: 0,
         });
         Ok(())
@@ -146,6 +140,7 @@ impl Session {
             ledger.apply(&event, symbols);
         });
         watch.undecodable += drained.undecodable;
+        watch.probes.flush_log();
         drained.records
     }
 
@@ -170,7 +165,7 @@ impl Session {
     /// Takes the probes off; what they said before the last census is kept.
     pub fn detach(&mut self) {
         if let Some(watch) = &mut self.watch {
-            drop(watch.attached.take());
+            watch.attached.detach();
         }
     }
 
@@ -200,13 +195,13 @@ impl Session {
         let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
         if let Some(watch) = &self.watch {
             events.level = watch.level.name();
-            let hits = watch.probes.hits(watch.slot).unwrap_or_default();
+            let hits = watch.probes.hits(&watch.attached);
             for (kind, count) in Kind::ALL.into_iter().zip(hits) {
                 if count > 0 {
                     events.hits.insert(kind_name(kind), count);
                 }
             }
-            let losses = watch.probes.lost(watch.slot).unwrap_or_default();
+            let losses = watch.probes.lost(&watch.attached);
             for (cause, count) in Loss::ALL.into_iter().zip(losses) {
                 lost.insert(loss_name(cause), count);
             }
@@ -214,7 +209,7 @@ impl Session {
             events.not_probed = watch
                 .not_probed
                 .iter()
-                .map(|missing| (kind_name(missing.kind), missing.reason.clone()))
+                .map(|(kind, reason)| (kind_name(*kind), reason.clone()))
                 .collect();
         }
         lost.insert("ledger full", self.ledger.turned_away);

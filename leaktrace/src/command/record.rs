@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
 use crate::cli::{EventsLevel, Record};
-use crate::probe::plan::Level;
+use crate::probe::Level;
 use crate::session::Session;
 use crate::target::Pid;
 use crate::verdict;

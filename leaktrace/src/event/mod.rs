@@ -1,14 +1,14 @@
 //! What did the probes say? Records of the ring buffer, owned and typed.
 
+mod decode;
+mod ring;
+
 use std::{fmt, num::NonZeroU64};
 
+pub use decode::{DecodeError, decode};
+pub use ring::{Drained, Ring};
+
 use crate::address::RuntimeAddr;
-
-/// Bytes to events: pure.
-pub mod decode;
-
-/// The ring buffer: the kernel to bytes.
-pub mod ring;
 
 /// One thing that happened in a traced process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -23,12 +23,13 @@ use leaktrace_common::{
     stack::StackKey,
 };
 
+use crate::event::Slot;
+
 use super::{
     ProbeError, Probes,
     load::{is_permission, with_causes},
-    plan::PlannedProbe,
+    plan::Point,
 };
-use crate::event::Slot;
 
 /// What to attach to whom.
 #[derive(Clone, Copy, Debug)]
@@ -40,13 +41,13 @@ pub struct AttachRequest<'a> {
     pub pid: NonZeroU32,
     /// Where this binary keeps its fields; `filled` is set here.
     pub binary: BinaryConfig,
-    /// The probes.
-    pub probes: &'a [PlannedProbe],
+    /// The instructions to probe.
+    pub points: &'a [Point],
 }
 
 /// The probes on one process. Dropping it takes them off.
 pub struct AttachedSet {
-    slot: Slot,
+    slot: u16,
     links: Vec<UProbeLink>,
     _lease: Arc<()>,
 }
@@ -55,7 +56,7 @@ impl AttachedSet {
     /// The slot that this set's events carry.
     #[must_use]
     pub fn slot(&self) -> Slot {
-        self.slot
+        Slot(self.slot)
     }
 
     /// How many probes are on.
@@ -70,25 +71,27 @@ impl AttachedSet {
         self.links.is_empty()
     }
 
-    /// Takes the probes off. Events that they left are still in the ring.
-    pub fn detach(self) {}
+    /// Takes the probes off. Events that they left are still in the ring, and the counters can still be read.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
 }
 
 impl Probes {
     /// Puts all probes of the request on, or none.
     pub fn attach(&mut self, request: &AttachRequest<'_>) -> Result<AttachedSet, ProbeError> {
-        for probe in request.probes {
+        for probe in request.points {
             verify(request.executable, probe)?;
         }
         let (slot, lease) = self.lease_slot()?;
         self.prepare(slot, request.binary)?;
         let mut set = AttachedSet {
             slot,
-            links: Vec::with_capacity(request.probes.len()),
+            links: Vec::with_capacity(request.points.len()),
             _lease: lease,
         };
         // Ends go on before births, so that no goroutine is seen to be born whose end is not.
-        let mut probes: Vec<_> = request.probes.iter().collect();
+        let mut probes: Vec<_> = request.points.iter().collect();
         probes.sort_by_key(|probe| std::cmp::Reverse(probe.kind));
         for probe in probes {
             set.links.push(self.attach_one(request, slot, probe)?);
@@ -99,14 +102,14 @@ impl Probes {
     fn attach_one(
         &mut self,
         request: &AttachRequest<'_>,
-        slot: Slot,
-        probe: &PlannedProbe,
+        slot: u16,
+        probe: &Point,
     ) -> Result<UProbeLink, ProbeError> {
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(probe.offset.0),
             cookie: Some(
                 Cookie {
-                    slot: slot.0,
+                    slot,
                     register: probe.register,
                 }
                 .to_bits(),
@@ -122,7 +125,7 @@ impl Probes {
     }
 
     /// A slot that nobody uses, the longest unused first, so that late events of its last user are gone.
-    fn lease_slot(&mut self) -> Result<(Slot, Arc<()>), ProbeError> {
+    fn lease_slot(&mut self) -> Result<(u16, Arc<()>), ProbeError> {
         let count = SLOTS as usize;
         self.slots.resize_with(count, Weak::new);
         let free = (0..count)
@@ -140,16 +143,16 @@ impl Probes {
         }
         self.next_slot = (index + 1) % count;
         let number = u16::try_from(index).map_err(|_| ProbeError::NoSlot(SLOTS))?;
-        Ok((Slot(number), lease))
+        Ok((number, lease))
     }
 
     /// Clears what the last user of the slot left, and tells the programs about the binary.
-    fn prepare(&mut self, slot: Slot, binary: BinaryConfig) -> Result<(), ProbeError> {
+    fn prepare(&mut self, slot: u16, binary: BinaryConfig) -> Result<(), ProbeError> {
         let stale: Vec<u64> = self
             .stacks
             .keys()
             .filter_map(Result::ok)
-            .filter(|&key| StackKey::from_bits(key).is_some_and(|key| key.slot() == slot.0))
+            .filter(|&key| StackKey::from_bits(key).is_some_and(|key| key.slot() == slot))
             .collect();
         for key in stale {
             match self.stacks.remove(&key) {
@@ -159,7 +162,7 @@ impl Probes {
         }
         let cpus = nr_cpus().map_err(|(_, error)| map_error("counters", &error))?;
         for (table, stride) in [(&mut self.lost, Loss::COUNT), (&mut self.hits, Kind::COUNT)] {
-            let row = u32::from(slot.0) * stride;
+            let row = u32::from(slot) * stride;
             for index in row..row + stride {
                 let zeros = PerCpuValues::try_from(vec![0; cpus])
                     .map_err(|error| map_error("counters", &error))?;
@@ -173,13 +176,13 @@ impl Probes {
             ..binary
         };
         self.binaries
-            .set(u32::from(slot.0), filled, 0)
+            .set(u32::from(slot), filled, 0)
             .map_err(|error| map_error("binaries", &error))
     }
 }
 
 /// Refuses to probe an instruction that is not the one that was found.
-fn verify(executable: &File, probe: &PlannedProbe) -> Result<(), ProbeError> {
+fn verify(executable: &File, probe: &Point) -> Result<(), ProbeError> {
     let mut found = vec![0; probe.bytes.len()];
     executable
         .read_exact_at(&mut found, probe.offset.0)
@@ -197,7 +200,7 @@ fn verify(executable: &File, probe: &PlannedProbe) -> Result<(), ProbeError> {
     Ok(())
 }
 
-fn attach_error(pid: NonZeroU32, probe: &PlannedProbe, error: &ProgramError) -> ProbeError {
+fn attach_error(pid: NonZeroU32, probe: &Point, error: &ProgramError) -> ProbeError {
     match error {
         ProgramError::AttachCookieNotSupported => ProbeError::KernelTooOld {
             missing: "attach cookies for eBPF",
@@ -243,8 +246,8 @@ mod tests {
     use super::*;
     use crate::{address::FileOffset, resolve::Execution};
 
-    fn probe(offset: u64, bytes: &[u8]) -> PlannedProbe {
-        PlannedProbe {
+    fn probe(offset: u64, bytes: &[u8]) -> Point {
+        Point {
             kind: Kind::Born,
             offset: FileOffset(offset),
             bytes: bytes.to_vec(),

@@ -11,7 +11,7 @@ use aya_log::EbpfLogger;
 use leaktrace_common::{event::Kind, limits};
 
 use super::{ProbeError, Probes};
-use crate::event::ring::Ring;
+use crate::event::Ring;
 
 /// The object for this machine, which build.rs chose and checked.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LEAKTRACE_BPF_OBJECT"));

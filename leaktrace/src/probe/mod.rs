@@ -1,11 +1,16 @@
 //! Put the probes on: the only part of leaktrace that gives programs to the kernel.
 //!
-//! [`plan::plan`] chooses, [`Probes::load`] loads, [`Probes::attach`] attaches to one process. Dropping an
-//! [`AttachedSet`](attach::AttachedSet) takes its probes off, and so does the end of this process in
+//! [`plan()`] chooses, [`Probes::load`] loads, [`Probes::attach`] attaches to one process. Dropping an
+//! [`AttachedSet`] takes its probes off, and so does the end of this process in
 //! whatever way: the kernel ties them to file descriptors.
+
+mod attach;
+mod load;
+mod plan;
 
 use std::{io, sync::Weak};
 
+pub use attach::{AttachRequest, AttachedSet};
 use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray},
@@ -15,21 +20,14 @@ use leaktrace_common::{
     event::{Kind, Loss},
     limits::STACK_DEPTH,
 };
+pub use load::LoadOptions;
+pub use plan::{Level, Plan, Point, binary_config, plan};
 use thiserror::Error;
 
 use crate::{
     address::{FileOffset, RuntimeAddr},
     event::{Slot, StackId},
 };
-
-/// Which probes shall go where? Pure.
-pub mod plan;
-
-/// The embedded object into the kernel.
-pub mod load;
-
-/// Probes onto one process.
-pub mod attach;
 
 /// The loaded object: its programs and maps, and who uses which slot.
 pub struct Probes {
@@ -46,14 +44,16 @@ pub struct Probes {
 }
 
 impl Probes {
-    /// What the ring buffer did not carry for this slot since it was attached, by [`Loss`].
-    pub fn lost(&self, slot: Slot) -> Result<[u64; Loss::COUNT as usize], ProbeError> {
-        counters(&self.lost, slot)
+    /// What the ring buffer did not carry for this set, by [`Loss`].
+    #[must_use]
+    pub fn lost(&self, set: &AttachedSet) -> [u64; Loss::COUNT as usize] {
+        counters(&self.lost, set.slot())
     }
 
-    /// How often each probe of this slot was hit since it was attached, by [`Kind`].
-    pub fn hits(&self, slot: Slot) -> Result<[u64; Kind::COUNT as usize], ProbeError> {
-        counters(&self.hits, slot)
+    /// How often the probes of this set were hit, by [`Kind`].
+    #[must_use]
+    pub fn hits(&self, set: &AttachedSet) -> [u64; Kind::COUNT as usize] {
+        counters(&self.hits, set.slot())
     }
 
     /// Return addresses of a creation stack, innermost first; `None` when it is no longer kept, which
@@ -70,7 +70,8 @@ impl Probes {
         )
     }
 
-    /// Passes on what the programs logged; they do so only when built with `cargo xtask build-ebpf --log`.
+    /// Passes on to `tracing` what the programs logged; they log only when built with
+    /// `cargo xtask build-ebpf --log`.
     pub fn flush_log(&mut self) {
         if let Some(flush) = &mut self.flush_log {
             flush();
@@ -79,23 +80,20 @@ impl Probes {
 }
 
 /// Sums one slot's row of a per-CPU table of counters.
-fn counters<const N: usize>(
-    table: &PerCpuArray<MapData, u64>,
-    slot: Slot,
-) -> Result<[u64; N], ProbeError> {
+fn counters<const N: usize>(table: &PerCpuArray<MapData, u64>, slot: Slot) -> [u64; N] {
     let mut row = [0; N];
-    for (index, total) in (u32::from(slot.0) * u32::try_from(N).unwrap_or(u32::MAX)..).zip(&mut row)
-    {
-        *total = table
-            .get(&index, 0)
-            .map_err(|error| ProbeError::Map {
-                map: "counters",
-                error: error.to_string(),
-            })?
-            .iter()
-            .sum();
+    let first = usize::from(slot.0) * N;
+    for (index, total) in (first..).zip(&mut row) {
+        let values = u32::try_from(index)
+            .map_err(|_| aya::maps::MapError::ElementNotFound)
+            .and_then(|index| table.get(&index, 0));
+        match values {
+            Ok(values) => *total = values.iter().sum(),
+            // The index is inside the map, whose descriptor is ours: only a kernel out of memory says no.
+            Err(error) => tracing::warn!(%error, "a counter of the probes cannot be read"),
+        }
     }
-    Ok(row)
+    row
 }
 
 /// Why there are no probes, as one sentence that says what to do.

@@ -20,7 +20,7 @@ pub enum Level {
 }
 
 impl Level {
-    /// Its name in reports.
+    /// What users call it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -51,15 +51,15 @@ impl Level {
 /// What to attach to one binary.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// The probes.
-    pub probes: Vec<PlannedProbe>,
-    /// Kinds of event of this level that cannot be seen in this binary.
-    pub missing: Vec<Missing>,
+    /// The instructions to probe.
+    pub points: Vec<Point>,
+    /// Kinds of event of this level that cannot be seen in this binary, each with the reason as a sentence.
+    pub refused: Vec<(Kind, String)>,
 }
 
 /// One probe on one instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedProbe {
+pub struct Point {
     /// What it watches.
     pub kind: Kind,
     /// Where the instruction lies in the file.
@@ -70,15 +70,6 @@ pub struct PlannedProbe {
     pub register: u8,
     /// What a hit costs.
     pub execution: Execution,
-}
-
-/// A kind of event without a probe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Missing {
-    /// Which.
-    pub kind: Kind,
-    /// Why, as a sentence.
-    pub reason: String,
 }
 
 /// Chooses the probes of a level among the sites that were found (`resolve::Program::sites`).
@@ -92,7 +83,7 @@ pub fn plan(sites: &[SiteChoice], level: Level) -> Plan {
             match &choice.found {
                 Ok(chosen) => {
                     found |= !chosen.is_empty();
-                    plan.probes.extend(chosen.iter().map(|site| PlannedProbe {
+                    plan.points.extend(chosen.iter().map(|site| Point {
                         kind,
                         offset: site.file_offset,
                         bytes: site.bytes.clone(),
@@ -107,10 +98,7 @@ pub fn plan(sites: &[SiteChoice], level: Level) -> Plan {
             if reasons.is_empty() {
                 reasons.push("no place to probe it was found in this binary".to_owned());
             }
-            plan.missing.push(Missing {
-                kind,
-                reason: reasons.join("; "),
-            });
+            plan.refused.push((kind, reasons.join("; ")));
         }
     }
     plan
@@ -173,10 +161,10 @@ mod tests {
             .collect();
         let kinds = |level| {
             let plan = plan(&sites, level);
-            assert_eq!(plan.missing, []);
-            plan.probes
+            assert_eq!(plan.refused, []);
+            plan.points
                 .iter()
-                .map(|probe| probe.kind)
+                .map(|point| point.kind)
                 .collect::<Vec<_>>()
         };
         assert_eq!(kinds(Level::None), []);
@@ -195,15 +183,15 @@ mod tests {
             },
         ];
         let plan = plan(&sites, Level::Lifecycle);
-        assert_eq!(plan.probes.len(), 1);
-        assert_eq!(plan.missing.len(), 5);
+        assert_eq!(plan.points.len(), 1);
+        assert_eq!(plan.refused.len(), 5);
         assert_eq!(
-            plan.missing[0],
-            Missing {
-                kind: Kind::Ended,
-                reason: "runtime.gdestroy is not in this binary".to_owned()
-            }
+            plan.refused[0],
+            (
+                Kind::Ended,
+                "runtime.gdestroy is not in this binary".to_owned()
+            )
         );
-        assert_eq!(plan.missing[1].kind, Kind::Armed);
+        assert_eq!(plan.refused[1].0, Kind::Armed);
     }
 }
