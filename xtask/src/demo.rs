@@ -112,7 +112,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Builds leaktrace itself, optimised.
-fn build_leaktrace() -> Result<PathBuf> {
+pub fn build_leaktrace() -> Result<PathBuf> {
     eprintln!("building leaktrace");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
@@ -126,7 +126,7 @@ fn build_leaktrace() -> Result<PathBuf> {
 }
 
 /// Whether this process runs as root, by what the kernel says of it.
-fn is_root() -> Result<bool> {
+pub fn is_root() -> Result<bool> {
     let status = fs::read_to_string("/proc/self/status").context("reading /proc/self/status")?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     Ok(uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0"))
@@ -259,7 +259,16 @@ struct Daemon {
 
 impl Daemon {
     fn start(leaktrace: &Path, pid: &str) -> Result<Self> {
-        let arguments = ["daemon", "--pid", pid, "--listen", "127.0.0.1:0"];
+        // Readings each second: a verdict wants ten of them.
+        let arguments = [
+            "daemon",
+            "--pid",
+            pid,
+            "--listen",
+            "127.0.0.1:0",
+            "--interval",
+            "1s",
+        ];
         let tracer = Tracer::spawn(Command::new(leaktrace).args(arguments))?;
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut last = "it said nothing".to_owned();

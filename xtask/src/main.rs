@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod fixtures;
@@ -20,6 +21,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run every test, those that attach to real processes too
     Test(test::Arguments),
+    /// Measure what being traced costs a program
+    Bench(bench::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo(arguments) => done(demo::run(&arguments)),
         Command::Test(arguments) => done(test::run(&arguments)),
+        Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),
