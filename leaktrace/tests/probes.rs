@@ -174,10 +174,14 @@ fn births_and_ends_are_exact_and_carry_their_stack() {
         println!("hits {:?}", probes.hits(&set));
 
         set.detach();
-        // The program's main goroutine may have parked since.
-        settle(&mut ring);
-        program.tell("spawn 1000");
-        assert_eq!(settle(&mut ring), []);
+        // A probe is off when its last descriptor is closed, and a test beside this one that starts a
+        // process has copies of ours until that process executes its program.
+        let quiet = (0..100).any(|_| {
+            settle(&mut ring);
+            program.tell("spawn 1000");
+            settle(&mut ring).is_empty()
+        });
+        assert!(quiet, "no events once the probes are off");
     });
 }
 
