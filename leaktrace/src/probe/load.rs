@@ -188,6 +188,26 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
+    /// Needs root, or passes and says so; then an old kernel must be told from a refusing verifier.
+    #[test]
+    fn every_program_passes_the_verifier() {
+        match Probes::load(&LoadOptions::default()) {
+            Ok((mut probes, _ring)) => {
+                for kind in Kind::ALL {
+                    match probes.program(kind) {
+                        Ok(_) => println!("{kind:?} is loaded"),
+                        Err(error @ ProbeError::KernelTooOld { .. }) => println!("{error}"),
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+            Err(error @ (ProbeError::NotPermitted { .. } | ProbeError::KernelTooOld { .. })) => {
+                println!("skipped: {error}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     #[test]
     fn a_verdict_is_the_end_of_the_log_without_statistics() {
         let log = "0: R1=ctx()\n1: (79) r1 = *(u64 *)(r1 +400)\ninvalid bpf_context access off=400 size=8\n\
