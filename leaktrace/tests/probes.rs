@@ -21,7 +21,7 @@ use std::{
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 use leaktrace::{
     address::{FileOffset, RuntimeAddr},
-    event::{Event, GoroutineEvent, Ring, TimerEvent},
+    event::{Change, Event, Goid, Goroutine, Ring, Slot, StackId, Timer},
     probe::{AttachRequest, LoadOptions, Point, ProbeError, Probes},
     resolve::Execution,
 };
@@ -150,7 +150,7 @@ fn births_and_ends_are_exact_and_carry_their_stack() {
         for birth in spawned.iter().chain(&leaked) {
             assert_eq!(birth.pid, program.pid().get());
             assert_eq!(birth.slot, set.slot());
-            assert_eq!(birth.detail, 1, "main's goroutine is number 1");
+            assert_eq!(birth.parent, Some(Goid(1)), "main's goroutine is number 1");
             let frames = probes
                 .stack(birth.stack.expect("a stack"))
                 .expect("kept in the map");
@@ -203,7 +203,7 @@ fn a_goroutine_that_a_timer_started_has_no_creation_stack() {
         assert_eq!(born.len(), 20);
         for birth in born {
             assert_eq!(birth.stack, None);
-            assert_eq!(birth.detail, 0, "no parent");
+            assert_eq!(birth.parent, None);
             let started = binary.function_at(RuntimeAddr(birth.startpc.0 + 1));
             assert_eq!(started, "main.spawnFromTimer.func1");
         }
@@ -223,13 +223,7 @@ fn timers_are_seen_with_what_they_run_and_where_they_were_armed() {
         program.tell("timers");
         program.tell("fromtimer");
         let events = settle(&mut ring);
-        let timers: Vec<TimerEvent> = events
-            .iter()
-            .filter_map(|event| match event {
-                Event::Timer(event) => Some(*event),
-                Event::Goroutine(_) => None,
-            })
-            .collect();
+        let timers: Vec<TimerEvent> = timer_events(&events).collect();
         let of = |kind| -> Vec<_> { timers.iter().filter(|t| t.kind == kind).collect() };
         let runs = |timer: &TimerEvent| binary.function_at(RuntimeAddr(timer.function.0 + 1));
         const HOUR: i64 = 3_600_000_000_000;
@@ -405,54 +399,6 @@ fn tracer_to_be_killed() {
     }
 }
 
-/// Not a check but a measurement: run with `--ignored --nocapture`.
-#[test]
-#[ignore = "measures, and asserts nothing"]
-fn cost_of_a_goroutine() {
-    on_each_release(&["1.22", "1.25", "1.27"], |path, minor| {
-        const GOROUTINES: u32 = 300_000;
-        let mut program = Program::start(path);
-        let binary = Binary::open(path, minor);
-        let (mut probes, mut ring) = load();
-        let measure = |program: &mut Program| {
-            let costs = (0..5).map(|_| program.tell(&format!("spawn {GOROUTINES}")));
-            let mut costs: Vec<_> = costs.collect();
-            costs.sort_unstable();
-            costs[2] / u64::from(GOROUTINES)
-        };
-        let plain = measure(&mut program);
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        let drained = thread::scope(|scope| {
-            let reader = scope.spawn(|| {
-                let mut drained = 0;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    drained += ring.drain(usize::MAX, |_| {}).records;
-                    thread::sleep(Duration::from_millis(10));
-                }
-                drained
-            });
-            for kinds in [
-                &[Kind::Born][..],
-                &[Kind::Ended],
-                &[Kind::Born, Kind::Ended],
-            ] {
-                let set = probes
-                    .attach(&binary.request(program.pid(), &binary.points(kinds)))
-                    .expect("attaching");
-                let probed = measure(&mut program);
-                println!(
-                    "{kinds:?}: {plain} ns a goroutine plain, {probed} ns probed: {} ns added; lost {:?}",
-                    probed - plain,
-                    probes.lost(&set)
-                );
-            }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            reader.join().expect("the reader")
-        });
-        println!("{drained} records");
-    });
-}
-
 fn load() -> (Probes, Ring) {
     Probes::load(&LoadOptions::default()).expect("loading")
 }
@@ -488,16 +434,100 @@ fn count(events: &[Event]) -> [u64; Kind::COUNT as usize] {
 }
 
 fn kind(event: &Event) -> Kind {
-    match event {
-        Event::Goroutine(event) => event.kind,
-        Event::Timer(event) => event.kind,
+    match event.change {
+        Change::Born { .. } => Kind::Born,
+        Change::Ended(_) => Kind::Ended,
+        Change::Parked { .. } => Kind::Parked,
+        Change::Readied(_) => Kind::Readied,
+        Change::Armed { .. } => Kind::Armed,
+        Change::Stopped { .. } => Kind::Stopped,
+        Change::Rearmed(_) => Kind::Rearmed,
+        Change::Fired(_) => Kind::Fired,
+    }
+}
+
+/// What happened to a goroutine, whatever it was.
+#[derive(Clone, Copy)]
+struct GoroutineEvent {
+    kind: Kind,
+    pid: u32,
+    slot: Slot,
+    goroutine: Goroutine,
+    parent: Option<Goid>,
+    stack: Option<StackId>,
+}
+
+impl std::ops::Deref for GoroutineEvent {
+    type Target = Goroutine;
+
+    fn deref(&self) -> &Goroutine {
+        &self.goroutine
+    }
+}
+
+impl std::ops::Deref for TimerEvent {
+    type Target = Timer;
+
+    fn deref(&self) -> &Timer {
+        &self.what
     }
 }
 
 fn goroutine_events(events: &[Event]) -> impl Iterator<Item = GoroutineEvent> {
-    events.iter().filter_map(|event| match event {
-        Event::Goroutine(event) => Some(*event),
-        Event::Timer(_) => None,
+    events.iter().filter_map(|event| {
+        let (goroutine, parent, stack) = match event.change {
+            Change::Born {
+                goroutine,
+                parent,
+                stack,
+            } => (goroutine, parent, stack),
+            Change::Parked { goroutine, .. }
+            | Change::Ended(goroutine)
+            | Change::Readied(goroutine) => (goroutine, None, None),
+            _ => return None,
+        };
+        Some(GoroutineEvent {
+            kind: kind(event),
+            pid: event.pid,
+            slot: event.slot,
+            goroutine,
+            parent,
+            stack,
+        })
+    })
+}
+
+/// What happened to a timer, whatever it was; of a stopped one only its address is known.
+struct TimerEvent {
+    kind: Kind,
+    at_ns: u64,
+    what: Timer,
+    stack: Option<StackId>,
+}
+
+fn timer_events(events: &[Event]) -> impl Iterator<Item = TimerEvent> {
+    events.iter().filter_map(|event| {
+        let (timer, stack) = match event.change {
+            Change::Armed { timer, stack } => (timer, stack),
+            Change::Rearmed(timer) | Change::Fired(timer) => (timer, None),
+            Change::Stopped { timer } => (
+                Timer {
+                    timer,
+                    when_ns: 0,
+                    period_ns: 0,
+                    function: RuntimeAddr(0),
+                    callback: RuntimeAddr(0),
+                },
+                None,
+            ),
+            _ => return None,
+        };
+        Some(TimerEvent {
+            kind: kind(event),
+            at_ns: event.at.0,
+            what: timer,
+            stack,
+        })
     })
 }
 
