@@ -10,11 +10,11 @@ use std::rc::Rc;
 use anyhow::{Context, bail};
 use leaktrace_common::event::{Kind, Loss};
 
-use crate::census::{self, Layout, LiveMemory};
+use crate::census::{self, Layout, LiveMemory, stacks, waits};
 use crate::clock::monotonic_ns;
 use crate::event::{Change, Ring};
 use crate::export::Report;
-use crate::export::report::{Events, Facts};
+use crate::export::report::{Events, Facts, Places};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, Level, LoadOptions, Probes};
 use crate::resolve::{self, Program};
@@ -30,6 +30,7 @@ pub struct Session {
     wait_reasons: Vec<String>,
     symbols: Symbolizer,
     ledger: Ledger,
+    places: Places,
     watch: Option<Watch>,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
@@ -45,6 +46,15 @@ struct Watch {
     level: Level,
     not_probed: Vec<(Kind, String)>,
     undecodable: usize,
+}
+
+/// How much a census looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// What is alive, and in which state.
+    Counts,
+    /// Also on which line it is stuck, and on which channel: for a report that somebody reads.
+    Places,
 }
 
 /// Records taken from the ring in one go, so that a storm cannot keep the caller from its other work.
@@ -74,6 +84,7 @@ impl Session {
             wait_reasons,
             symbols,
             ledger: Ledger::default(),
+            places: Places::default(),
             watch: None,
             watched_since_ns: None,
             counted_ns: 0,
@@ -144,12 +155,21 @@ impl Session {
         drained.records
     }
 
-    /// Counts what is really alive and corrects the books with it.
+    /// Counts what is really alive and corrects the books with it. With `Depth::Places` also looks where
+    /// goroutines are stuck and on what.
     ///
     /// # Errors
     /// When the target is gone or its memory makes no sense.
-    pub fn census(&mut self) -> anyhow::Result<Drift> {
+    pub fn census(&mut self, depth: Depth) -> anyhow::Result<Drift> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
+        if depth == Depth::Places {
+            let (memory, layout, goroutines) = (&self.memory, &self.layout, &census.goroutines);
+            self.places = Places {
+                stacks: stacks::walk(memory, layout, &self.symbols, goroutines)?,
+                waits: waits::walk(memory, layout, &self.wait_reasons, goroutines)?
+                    .by_site(goroutines),
+            };
+        }
         // Every event from before the census ended must be booked first. A probe stamps its record some
         // microseconds before it is in the ring, on another processor; so look again a moment later.
         self.drain();
@@ -179,6 +199,7 @@ impl Session {
                 process: &self.process,
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
+                places: &self.places,
                 events: self.events(),
                 now_ns: self.counted_ns,
             },

@@ -21,7 +21,7 @@ const PROGRAM: &str = "package main\n\nfunc main() {}\n";
 /// Arguments of `cargo xtask offsets`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// GOROOTs, or directories with go<VERSION>/go in them
+    /// GOROOTs, or directories that hold them as goVERSION/go
     #[arg(default_value = "target/go")]
     directories: Vec<PathBuf>,
 }

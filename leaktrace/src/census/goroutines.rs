@@ -22,6 +22,11 @@ pub struct Goroutine {
     pub startpc: RuntimeAddr,
     /// Bytes of its stack.
     pub stack_bytes: u64,
+    /// Bytes of its stack in use, while it waits or is in a system call. Goroutines of one site in one state that use
+    /// equally much are almost always stuck at the same place.
+    pub depth: u64,
+    /// The `sudog` that it waits by (`g.waiting`); 0 when it waits for something else.
+    pub waiting: u64,
 }
 
 /// `g.atomicstatus` without the scan bit (src/runtime/runtime2.go: _Gidle and on).
@@ -166,6 +171,9 @@ fn list(memory: &dyn Memory, layout: &Layout) -> Result<Vec<u64>, CensusError> {
 fn span(offsets: &Offsets) -> usize {
     let ends = [
         offsets.g_stack + 16,
+        offsets.g_sched_sp + 8,
+        offsets.g_syscallsp + 8,
+        offsets.g_waiting + 8,
         offsets.g_atomicstatus + 4,
         offsets.g_goid + 8,
         offsets.g_waitreason + 1,
@@ -186,6 +194,11 @@ fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Gorout
         fields.word(offsets.g_stack as usize),
         fields.word(offsets.g_stack as usize + 8),
     );
+    let stack_pointer = match status {
+        Status::Waiting | Status::Preempted => fields.word(offsets.g_sched_sp as usize),
+        Status::Syscall => fields.word(offsets.g_syscallsp as usize),
+        Status::Running | Status::Runnable => high,
+    };
     Some(Goroutine {
         goid: Goid(goid),
         g: RuntimeAddr(address),
@@ -194,5 +207,7 @@ fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Gorout
         gopc: RuntimeAddr(fields.word(offsets.g_gopc as usize)),
         startpc: RuntimeAddr(fields.word(offsets.g_startpc as usize)),
         stack_bytes: high.saturating_sub(low),
+        depth: high.saturating_sub(stack_pointer),
+        waiting: fields.word(offsets.g_waiting as usize),
     })
 }

@@ -8,7 +8,9 @@
 mod goroutines;
 mod layout;
 mod memory;
+pub mod stacks;
 mod timers;
+pub mod waits;
 
 pub use goroutines::{Goroutine, Status};
 pub use layout::{Layout, TimerFunctions};

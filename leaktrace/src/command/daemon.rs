@@ -12,7 +12,7 @@ use super::record::{DRAIN_EVERY, level};
 use crate::cli::Daemon;
 use crate::export::metrics::target_name;
 use crate::export::server::{self, Status};
-use crate::session::Session;
+use crate::session::{Depth, Session};
 use crate::target::Pid;
 
 /// Runs until SIGINT or SIGTERM.
@@ -35,7 +35,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let address = listener.local_addr().context("the socket has no address")?;
     let mut session = Session::open(Pid(arguments.pid))?;
     session.attach(level(arguments.events))?;
-    session.census()?;
+    session.census(Depth::Counts)?;
     tracing::info!(pid = arguments.pid, exe = %session.process.exe.display(), "watching");
 
     let (publish, status) = watch::channel(Status::Watching(Arc::new(session.report())));
@@ -53,7 +53,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = reading.tick(), if watching => match session.census() {
+            _ = reading.tick(), if watching => match session.census(Depth::Counts) {
                 Ok(_) => {
                     publish.send_replace(Status::Watching(Arc::new(session.report())));
                 }

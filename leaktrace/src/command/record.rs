@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::output;
 use crate::cli::{EventsLevel, Record};
 use crate::probe::Level;
-use crate::session::Session;
+use crate::session::{Depth, Session};
 use crate::target::Pid;
 use crate::verdict;
 
@@ -30,7 +30,7 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
     let mut session = Session::open(Pid(arguments.pid))?;
     session.attach(level(arguments.events))?;
-    session.census()?;
+    session.census(Depth::Counts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -84,7 +84,7 @@ async fn watch(session: &mut Session, duration: Duration) -> anyhow::Result<Ende
             _ = terminate.recv() => break Ended::Interrupted,
             () = sleep_until(end) => break Ended::Over,
             _ = reading.tick() => {
-                if let Err(error) = session.census() {
+                if let Err(error) = session.census(Depth::Counts) {
                     if session.process.is_alive() {
                         return Err(error);
                     }
@@ -97,7 +97,7 @@ async fn watch(session: &mut Session, duration: Duration) -> anyhow::Result<Ende
         }
     };
     // The last word belongs to the runtime itself.
-    if !matches!(ended, Ended::TargetExited) && session.census().is_err() {
+    if !matches!(ended, Ended::TargetExited) && session.census(Depth::Places).is_err() {
         return Ok(Ended::TargetExited);
     }
     Ok(ended)

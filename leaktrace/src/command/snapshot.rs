@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::output;
 use crate::cli::Snapshot;
-use crate::session::Session;
+use crate::session::{Depth, Session};
 use crate::target::Pid;
 
 /// Takes the census and writes it.
@@ -13,7 +13,7 @@ use crate::target::Pid;
 /// When the process cannot be read, or the answer not written.
 pub fn run(arguments: &Snapshot) -> anyhow::Result<ExitCode> {
     let mut session = Session::open(Pid(arguments.pid))?;
-    session.census()?;
+    session.census(Depth::Places)?;
     output::write_report(&session.report(), &arguments.output)?;
     Ok(ExitCode::SUCCESS)
 }

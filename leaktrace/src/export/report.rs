@@ -1,9 +1,13 @@
 //! What is known of one target at one moment: the JSON of `snapshot` and `record`, and what all other renderers take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
+use crate::address::RuntimeAddr;
+use crate::census::Status;
+use crate::census::stacks::StackGroup;
+use crate::census::waits::SiteWait;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
 use crate::resolve::Program;
 use crate::target::Process;
@@ -127,6 +131,58 @@ pub struct SiteReport {
     pub evidence: String,
     /// A stack that made one of them, innermost first.
     pub creation_stack: Vec<CallSite>,
+    /// Where its goroutines are, most first.
+    pub blocked_stacks: Vec<BlockedStack>,
+    /// The channels that its goroutines wait on, most waited on first; at most [`MOST_CHANNELS`].
+    pub waits_on: Vec<WaitsOn>,
+    /// On how many channels its goroutines wait in all.
+    pub channels: u64,
+}
+
+/// Goroutines of one site that are at one place.
+#[derive(Clone, Debug, Serialize)]
+pub struct BlockedStack {
+    /// How many.
+    pub count: u64,
+    /// Their wait reason, or running, runnable, syscall.
+    pub state: String,
+    /// The lowest and the highest of their numbers.
+    pub goids: (u64, u64),
+    /// Where, innermost first; empty when they run.
+    pub frames: Vec<CallSite>,
+}
+
+/// A channel that goroutines of one site wait on.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitsOn {
+    /// Its address, in hexadecimal.
+    pub channel: String,
+    /// How many goroutines of this site.
+    pub count: u64,
+    /// Elements that it can hold.
+    pub capacity: u64,
+    /// Elements that it holds.
+    pub length: u64,
+    /// Whether it was closed.
+    pub closed: bool,
+    /// Goroutines of all sites that wait to receive from it alone.
+    pub receivers: u64,
+    /// Goroutines of all sites that wait to send to it alone.
+    pub senders: u64,
+    /// Goroutines of all sites that wait for it among others.
+    pub selecting: u64,
+}
+
+/// Channels listed for each site.
+pub const MOST_CHANNELS: usize = 5;
+
+/// What a census saw of places: empty when it only counted.
+#[derive(Clone, Debug, Default)]
+pub struct Places {
+    /// Where goroutines are.
+    pub stacks: Vec<StackGroup>,
+    /// What they wait on.
+    pub waits: Vec<SiteWait>,
 }
 
 /// How it was watched, and what was lost.
@@ -154,6 +210,8 @@ pub struct Facts<'f> {
     pub program: &'f Program,
     /// Names of its wait reasons, by number.
     pub wait_reasons: &'f [String],
+    /// Where its goroutines are.
+    pub places: &'f Places,
     /// How it was watched.
     pub events: Events,
     /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
@@ -164,7 +222,7 @@ impl Report {
     /// Draws up the report.
     #[must_use]
     pub fn new(ledger: &Ledger, symbols: &dyn Symbols, facts: Facts<'_>) -> Self {
-        let mut tallies: BTreeMap<SiteId, Tally> = BTreeMap::new();
+        let mut tallies: BTreeMap<SiteId, Tally<'_>> = BTreeMap::new();
         for (_, live) in ledger.goroutines() {
             let tally = tallies.entry(live.site).or_default();
             *tally.states.entry(live.state).or_default() += 1;
@@ -175,6 +233,17 @@ impl Report {
             let tally = tallies.entry(timer.site).or_default();
             tally.meet(timer.since_ns, timer.exact);
             tally.meet_period(timer.period_ns);
+        }
+
+        for group in &facts.places.stacks {
+            if let Some(id) = ledger.sites.known_goroutine(group.gopc, group.startpc) {
+                tallies.entry(id).or_default().stacks.push(group);
+            }
+        }
+        for wait in &facts.places.waits {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().waits.push(wait);
+            }
         }
 
         let mut goroutines = Goroutines {
@@ -237,14 +306,16 @@ impl Report {
 
 /// What the live things of one site add up to.
 #[derive(Default)]
-struct Tally {
+struct Tally<'p> {
+    stacks: Vec<&'p StackGroup>,
+    waits: Vec<&'p SiteWait>,
     states: BTreeMap<State, u64>,
     stack_bytes: u64,
     oldest: Option<(u64, bool)>,
     period: Option<Option<i64>>,
 }
 
-impl Tally {
+impl Tally<'_> {
     fn meet(&mut self, since_ns: u64, exact: bool) {
         // Of two equally old, the one whose age is only a lower bound may be older.
         let met = (since_ns, exact);
@@ -323,11 +394,86 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
             .creation_stack
             .map(|stack| creation_stack(&symbols.stack(stack), symbols))
             .unwrap_or_default(),
+        blocked_stacks: blocked_stacks(&tally.stacks, symbols, facts.wait_reasons),
+        channels: tally.waits.len() as u64,
+        waits_on: tally
+            .waits
+            .iter()
+            .take(MOST_CHANNELS)
+            .map(|wait| waits_on(wait))
+            .collect(),
+    }
+}
+
+/// One entry for each distinct stack and state, most first: groups of one stack may differ in what they left on it.
+fn blocked_stacks(
+    groups: &[&StackGroup],
+    symbols: &dyn Symbols,
+    wait_reasons: &[String],
+) -> Vec<BlockedStack> {
+    let mut stacks: Vec<BlockedStack> = Vec::new();
+    let mut places: HashMap<(&[RuntimeAddr], State), usize> = HashMap::new();
+    for group in groups {
+        let state = match group.status {
+            Status::Waiting => State::Waiting(group.wait_reason),
+            Status::Runnable => State::Runnable,
+            Status::Running => State::Running,
+            Status::Syscall => State::Syscall,
+            Status::Preempted => State::Preempted,
+        };
+        let place = *places
+            .entry((group.stack.as_slice(), state))
+            .or_insert(stacks.len());
+        match stacks.get_mut(place) {
+            Some(stack) => {
+                stack.count += group.count;
+                stack.goids.0 = stack.goids.0.min(group.goids.0.0);
+                stack.goids.1 = stack.goids.1.max(group.goids.1.0);
+            }
+            None => stacks.push(BlockedStack {
+                count: group.count,
+                state: state_name(state, wait_reasons),
+                goids: (group.goids.0.0, group.goids.1.0),
+                frames: frames_of(&group.stack, symbols),
+            }),
+        }
+    }
+    stacks.sort_by_key(|stack| std::cmp::Reverse(stack.count));
+    stacks
+}
+
+/// The frames of a parked goroutine: the innermost address is where it is, the others are where calls return to.
+fn frames_of(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite> {
+    let innermost = stack.first().map(|pc| symbols.frames(*pc));
+    let callers = stack.iter().skip(1).map(|pc| symbols.frames_of_return(*pc));
+    innermost
+        .into_iter()
+        .chain(callers)
+        .flatten()
+        .map(|frame| CallSite {
+            function: frame.function,
+            file: frame.file,
+            line: frame.line,
+        })
+        .collect()
+}
+
+fn waits_on(wait: &SiteWait) -> WaitsOn {
+    let channel = &wait.channel;
+    WaitsOn {
+        channel: channel.address.to_string(),
+        count: wait.count,
+        capacity: channel.capacity,
+        length: channel.length,
+        closed: channel.closed,
+        receivers: channel.receivers,
+        senders: channel.senders,
+        selecting: channel.selecting,
     }
 }
 
 /// The stack as a user reads it: inlined calls expanded, without the runtime's own frames at either end.
-fn creation_stack(stack: &[crate::address::RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite> {
+fn creation_stack(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite> {
     stack
         .iter()
         .flat_map(|pc| symbols.frames_of_return(*pc))

@@ -3,7 +3,8 @@
 use std::fmt::{self, Write as _};
 
 use super::Report;
-use super::report::SiteReport;
+use super::report::{SiteReport, WaitsOn};
+use crate::ledger::CallSite;
 use crate::verdict::Level;
 
 /// Renders `report`. At most `rows` sites are shown; how many were left out is said.
@@ -115,10 +116,52 @@ fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Res
         };
         writeln!(out, "  {verb} {}", site.start_function)?;
     }
-    for frame in &site.creation_stack {
+    write_stack(out, &site.creation_stack)?;
+    for stack in site.blocked_stacks.iter().take(STACKS) {
+        // How it parks is the runtime's affair.
+        let user = stack
+            .frames
+            .iter()
+            .position(|frame| !frame.function.starts_with("runtime."));
+        if let Some(frames) = user.and_then(|first| stack.frames.get(first..)) {
+            writeln!(out, "  {} in {} at", stack.count, stack.state)?;
+            write_stack(out, frames)?;
+        }
+    }
+    for wait in site.waits_on.iter().take(STACKS) {
+        write_wait(out, wait)?;
+    }
+    if site.channels > STACKS as u64 {
+        writeln!(
+            out,
+            "  and on {} more channels",
+            site.channels - STACKS as u64
+        )?;
+    }
+    Ok(())
+}
+
+/// Stacks, and channels, shown of each finding.
+const STACKS: usize = 3;
+
+fn write_stack(out: &mut String, frames: &[CallSite]) -> fmt::Result {
+    for frame in frames {
         writeln!(out, "    {}  {}:{}", frame.function, frame.file, frame.line)?;
     }
     Ok(())
+}
+
+fn write_wait(out: &mut String, wait: &WaitsOn) -> fmt::Result {
+    let buffer = match wait.capacity {
+        0 => "unbuffered".to_owned(),
+        capacity => format!("{} of {capacity} buffered", wait.length),
+    };
+    let closed = if wait.closed { ", closed" } else { "" };
+    writeln!(
+        out,
+        "  {} on channel {} ({buffer}{closed}): {} receive, {} send, {} select on it",
+        wait.count, wait.channel, wait.receivers, wait.senders, wait.selecting
+    )
 }
 
 fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {

@@ -15,8 +15,8 @@ use crate::resolve::pclntab::Frame;
 pub trait Symbols {
     /// The frames behind a return address, innermost first; empty when no Go function is there.
     fn frames_of_return(&self, pc: RuntimeAddr) -> Vec<Frame>;
-    /// The function that starts at, or holds, `pc`.
-    fn function(&self, pc: RuntimeAddr) -> Option<Frame>;
+    /// The frames at an instruction, innermost first.
+    fn frames(&self, pc: RuntimeAddr) -> Vec<Frame>;
     /// The return addresses of a creation stack, innermost first; empty when it was not kept.
     fn stack(&self, stack: StackId) -> Vec<RuntimeAddr>;
     /// The kind of a timer that runs the code at `function`; `None` for the runtime's own.
@@ -112,7 +112,7 @@ impl Sites {
         if self.by_goroutine.len() >= MOST_KEYS {
             return self.overflow(SiteKind::Goroutine);
         }
-        let start = symbols.function(startpc);
+        let start = starting_function(symbols, startpc);
         let start_function = start
             .as_ref()
             .map_or_else(String::new, |frame| frame.function.clone());
@@ -159,7 +159,7 @@ impl Sites {
             return kind.map(|kind| self.overflow(SiteKind::Timer(kind)));
         }
         let callback = (callback.0 != 0)
-            .then(|| symbols.function(callback))
+            .then(|| starting_function(symbols, callback))
             .flatten();
         // context.WithTimeout and WithDeadline arm an AfterFunc of their own (src/context/context.go).
         if callback
@@ -179,6 +179,12 @@ impl Sites {
         });
         self.by_timer.insert(key, site);
         site
+    }
+
+    /// The site that [`Sites::of_goroutine`] gave for these, if it was asked before.
+    #[must_use]
+    pub fn known_goroutine(&self, gopc: RuntimeAddr, startpc: RuntimeAddr) -> Option<SiteId> {
+        self.by_goroutine.get(&(gopc, startpc)).copied()
     }
 
     fn overflow(&mut self, kind: SiteKind) -> SiteId {
@@ -255,6 +261,11 @@ pub fn is_system_goroutine(start_function: &str) -> bool {
             start_function,
             "runtime.main" | "runtime.handleAsyncEvent" | "runtime.corostart"
         )
+}
+
+/// The function that starts at `pc`: the outermost frame there, since calls inlined at its start are not meant.
+fn starting_function(symbols: &dyn Symbols, pc: RuntimeAddr) -> Option<Frame> {
+    symbols.frames(pc).pop()
 }
 
 /// The first frame outside the packages that make timers on a user's behalf.

@@ -5,10 +5,11 @@ use std::rc::Rc;
 
 use super::Symbols;
 use crate::address::{LoadBias, RuntimeAddr};
+use crate::census::stacks::Frames;
 use crate::census::{TimerFunctions, TimerKind};
 use crate::event::StackId;
-use crate::resolve::Program;
-use crate::resolve::pclntab::Frame;
+use crate::resolve::pclntab::{Frame, FuncRef};
+use crate::resolve::{Arch, Program};
 
 /// Answers what an address in one process means.
 pub struct Symbolizer {
@@ -16,6 +17,8 @@ pub struct Symbolizer {
     bias: LoadBias,
     timer_functions: TimerFunctions,
     stacks: HashMap<StackId, Vec<RuntimeAddr>>,
+    /// `runtime.goexit`.
+    outermost: Option<FuncRef>,
 }
 
 impl Symbolizer {
@@ -23,6 +26,7 @@ impl Symbolizer {
     #[must_use]
     pub fn new(program: Rc<Program>, bias: LoadBias, timer_functions: TimerFunctions) -> Self {
         Self {
+            outermost: program.functions.function_named("runtime.goexit"),
             program,
             bias,
             timer_functions,
@@ -50,12 +54,11 @@ impl Symbols for Symbolizer {
         frames
     }
 
-    fn function(&self, pc: RuntimeAddr) -> Option<Frame> {
-        // The outermost frame is the function itself; inlined calls at its first instruction are not meant.
+    fn frames(&self, pc: RuntimeAddr) -> Vec<Frame> {
         let mut frames = Vec::new();
         let functions = &self.program.functions;
         functions.frames(self.bias.to_linked(pc), &mut frames);
-        frames.pop()
+        frames
     }
 
     fn stack(&self, stack: StackId) -> Vec<RuntimeAddr> {
@@ -64,5 +67,20 @@ impl Symbols for Symbolizer {
 
     fn timer_kind(&self, function: RuntimeAddr, period_ns: i64) -> Option<TimerKind> {
         self.timer_functions.kind(function, period_ns)
+    }
+}
+
+impl Frames for Symbolizer {
+    fn frame_bytes(&self, pc: RuntimeAddr) -> Option<u32> {
+        self.program.functions.frame_bytes(self.bias.to_linked(pc))
+    }
+
+    fn is_outermost(&self, pc: RuntimeAddr) -> bool {
+        self.outermost
+            .is_some_and(|goexit| goexit.contains(self.bias.to_linked(pc)))
+    }
+
+    fn arch(&self) -> Arch {
+        self.program.arch
     }
 }

@@ -30,8 +30,8 @@ impl Symbols for Numbers {
         }]
     }
 
-    fn function(&self, pc: RuntimeAddr) -> Option<Frame> {
-        self.frames_of_return(pc).pop()
+    fn frames(&self, pc: RuntimeAddr) -> Vec<Frame> {
+        self.frames_of_return(pc)
     }
 
     fn stack(&self, stack: StackId) -> Vec<RuntimeAddr> {
@@ -90,6 +90,8 @@ fn alive(goid: u64, gopc: u64) -> Goroutine {
         gopc: RuntimeAddr(gopc),
         startpc: RuntimeAddr(700),
         stack_bytes: 2048,
+        depth: 128,
+        waiting: 0,
     }
 }
 

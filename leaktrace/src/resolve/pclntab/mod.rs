@@ -36,6 +36,14 @@ pub struct FuncRef {
     pub end: VirtAddr,
 }
 
+impl FuncRef {
+    /// Whether the instruction at `pc` is in it.
+    #[must_use]
+    pub fn contains(self, pc: VirtAddr) -> bool {
+        self.entry <= pc && pc < self.end
+    }
+}
+
 /// One call on a stack, of which a single address can stand for several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -163,6 +171,14 @@ impl Pclntab {
     /// Like [`Pclntab::frames`] for a return address: what matters is the call before it.
     pub fn frames_of_return(&self, pc: VirtAddr, out: &mut Vec<Frame>) {
         self.frames(VirtAddr(pc.0.saturating_sub(1)), out);
+    }
+
+    /// Bytes that the function at `pc` has put on the stack when it reaches that instruction: on amd64 the return
+    /// address lies behind them, on arm64 at their start.
+    #[must_use]
+    pub fn frame_bytes(&self, pc: VirtAddr) -> Option<u32> {
+        let entry = self.tables.entry(self.find(pc)?.index)?;
+        self.tables.frame_bytes(&entry, self.tables.position(pc)?)
     }
 
     /// How many functions there are.

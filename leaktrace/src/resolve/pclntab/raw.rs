@@ -122,6 +122,7 @@ pub struct Entry {
     pub entry: u32,
     /// Position of its name.
     pub name: u32,
+    pcsp: u32,
     pcfile: u32,
     pcln: u32,
     cu: u32,
@@ -243,6 +244,7 @@ impl Tables {
         Some(Entry {
             entry: half_at(header, 0)?,
             name: half_at(header, 4)?,
+            pcsp: half_at(header, 16)?,
             pcfile: half_at(header, 20)?,
             pcln: half_at(header, 24)?,
             cu: half_at(header, 32)?,
@@ -270,6 +272,13 @@ impl Tables {
     #[must_use]
     pub fn line(&self, function: &Entry, position: u32) -> Option<u32> {
         u32::try_from(self.value(function.pcln, function.entry, position)?).ok()
+    }
+
+    /// Bytes that the function has put on the stack when it reaches the instruction at `position`
+    /// (src/runtime/symtab.go: funcspdelta).
+    #[must_use]
+    pub fn frame_bytes(&self, function: &Entry, position: u32) -> Option<u32> {
+        u32::try_from(self.value(function.pcsp, function.entry, position)?).ok()
     }
 
     /// The innermost inlined call that the instruction at `position` is part of.

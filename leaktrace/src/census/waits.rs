@@ -1,0 +1,202 @@
+//! What do goroutines wait on? The channels behind "chan receive", "chan send" and "select".
+//!
+//! A waiting goroutine hangs by a list of `sudog`s (`g.waiting`, src/runtime/runtime2.go), one for each channel of a
+//! select. Goroutines of different sites that hang on one channel are seen together, and a channel on which nobody but
+//! receivers wait is seen as such.
+
+use std::collections::HashMap;
+
+use super::{Goroutine, Layout, Memory, MemoryError, Status, for_each_structure};
+use crate::address::RuntimeAddr;
+
+/// One thing that goroutines wait on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Channel {
+    /// Address of its `hchan`.
+    pub address: RuntimeAddr,
+    /// Elements that it can hold.
+    pub capacity: u64,
+    /// Elements that it holds.
+    pub length: u64,
+    /// Whether it was closed.
+    pub closed: bool,
+    /// Goroutines that wait to receive from it and nothing else.
+    pub receivers: u64,
+    /// Goroutines that wait to send to it and nothing else.
+    pub senders: u64,
+    /// Goroutines that wait for it among others, in a select.
+    pub selecting: u64,
+}
+
+/// The channels, and which goroutine waits on which.
+#[derive(Clone, Debug, Default)]
+pub struct Waits {
+    /// Every channel that somebody waits on.
+    pub channels: Vec<Channel>,
+    /// Index into the census' goroutines, index into `channels`: one for each channel of each goroutine.
+    pub edges: Vec<(usize, usize)>,
+    /// Goroutines that wait on channels and were not looked at, because there were too many.
+    pub left_out: u64,
+}
+
+/// A channel, and how many goroutines of one site wait on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteWait {
+    /// Return address of the `go` statement that made them.
+    pub gopc: RuntimeAddr,
+    /// The first instruction that they ran.
+    pub startpc: RuntimeAddr,
+    /// How many of them.
+    pub count: u64,
+    /// The channel.
+    pub channel: Channel,
+}
+
+impl Waits {
+    /// Sums up by site: for each channel and site, how many goroutines wait; most first.
+    #[must_use]
+    pub fn by_site(&self, goroutines: &[Goroutine]) -> Vec<SiteWait> {
+        let mut counts: HashMap<(RuntimeAddr, RuntimeAddr, usize), u64> = HashMap::new();
+        for (index, place) in &self.edges {
+            if let Some(goroutine) = goroutines.get(*index) {
+                let key = (goroutine.gopc, goroutine.startpc, *place);
+                *counts.entry(key).or_default() += 1;
+            }
+        }
+        let mut waits: Vec<SiteWait> = counts
+            .into_iter()
+            .filter_map(|((gopc, startpc, place), count)| {
+                Some(SiteWait {
+                    gopc,
+                    startpc,
+                    count,
+                    channel: self.channels.get(place)?.clone(),
+                })
+            })
+            .collect();
+        waits.sort_unstable_by_key(|wait| (std::cmp::Reverse(wait.count), wait.channel.address));
+        waits
+    }
+}
+
+/// Goroutines that are looked at: more tell no more about a leak.
+const MOST_GOROUTINES: usize = 200_000;
+
+/// Cases of one select that are followed (the compiler allows 65,536).
+const MOST_CASES: usize = 64;
+
+/// How goroutines wait on a channel, by the name of their wait reason; the names are the target's own.
+fn role(wait_reason: &str) -> Option<fn(&mut Channel) -> &mut u64> {
+    match wait_reason {
+        "chan receive" => Some(|channel| &mut channel.receivers),
+        "chan send" => Some(|channel| &mut channel.senders),
+        "select" => Some(|channel| &mut channel.selecting),
+        _ => None,
+    }
+}
+
+/// Looks at what every goroutine that waits on a channel waits on.
+///
+/// # Errors
+/// When the memory as a whole is out of reach; what cannot be read is left out.
+pub fn walk(
+    memory: &dyn Memory,
+    layout: &Layout,
+    wait_reasons: &[String],
+    goroutines: &[Goroutine],
+) -> Result<Waits, MemoryError> {
+    let mut waits = Waits::default();
+    // sudog -> goroutine; replaced by the next sudogs of the same goroutines, until none is left.
+    let mut hooks: HashMap<u64, usize> = HashMap::new();
+    for (index, goroutine) in goroutines.iter().enumerate() {
+        let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
+        if goroutine.status != Status::Waiting
+            || goroutine.waiting == 0
+            || reason.and_then(|reason| role(reason)).is_none()
+        {
+            continue;
+        }
+        if hooks.len() < MOST_GOROUTINES {
+            hooks.insert(goroutine.waiting, index);
+        } else {
+            waits.left_out += 1;
+        }
+    }
+
+    let offsets = &layout.offsets;
+    let sudog_bytes = [offsets.sudog_g, offsets.sudog_waitlink, offsets.sudog_c]
+        .into_iter()
+        .max()
+        .map_or(0, |last| last as usize + 8);
+    let mut on: Vec<(usize, u64)> = Vec::new();
+    for _ in 0..MOST_CASES {
+        if hooks.is_empty() {
+            break;
+        }
+        let mut next = HashMap::new();
+        let mut unreadable = 0;
+        for_each_structure(
+            memory,
+            &mut hooks.keys().copied().collect(),
+            sudog_bytes,
+            &mut unreadable,
+            |address, mut fields| {
+                let Some(&index) = hooks.get(&address) else {
+                    return;
+                };
+                // A sudog that was given back meanwhile belongs to somebody else.
+                let owner = fields.word(offsets.sudog_g as usize);
+                if goroutines.get(index).map(|waiter| waiter.g.0) != Some(owner) {
+                    return;
+                }
+                let channel = fields.word(offsets.sudog_c as usize);
+                if channel != 0 {
+                    on.push((index, channel));
+                }
+                let link = fields.word(offsets.sudog_waitlink as usize);
+                if link != 0 {
+                    next.insert(link, index);
+                }
+            },
+        )?;
+        hooks = next;
+    }
+
+    let mut places: HashMap<u64, usize> = HashMap::new();
+    let hchan_bytes = [
+        offsets.hchan_qcount + 8,
+        offsets.hchan_dataqsiz + 8,
+        offsets.hchan_closed + 4,
+    ];
+    let mut unreadable = 0;
+    for_each_structure(
+        memory,
+        &mut on.iter().map(|(_, channel)| *channel).collect(),
+        hchan_bytes.into_iter().max().unwrap_or(0) as usize,
+        &mut unreadable,
+        |address, mut fields| {
+            places.insert(address, waits.channels.len());
+            waits.channels.push(Channel {
+                address: RuntimeAddr(address),
+                capacity: fields.word(offsets.hchan_dataqsiz as usize),
+                length: fields.word(offsets.hchan_qcount as usize),
+                closed: fields.half(offsets.hchan_closed as usize) != 0,
+                ..Channel::default()
+            });
+        },
+    )?;
+    for (index, channel) in on {
+        let (Some(&place), Some(goroutine)) = (places.get(&channel), goroutines.get(index)) else {
+            continue;
+        };
+        let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
+        if let (Some(channel), Some(role)) = (
+            waits.channels.get_mut(place),
+            reason.and_then(|reason| role(reason)),
+        ) {
+            *role(channel) += 1;
+        }
+        waits.edges.push((index, place));
+    }
+    Ok(waits)
+}
