@@ -29,6 +29,8 @@ pub enum Command {
     Record(Record),
     /// Watch until told to stop, and serve Prometheus metrics.
     Daemon(Daemon),
+    /// Compare two snapshots by call site: JSON or pprof, from leaktrace or from Go itself.
+    Diff(Diff),
     /// Show what is in a Go program: release, build, and every instruction that a probe would sit on.
     Inspect(Inspect),
 }
@@ -41,7 +43,7 @@ pub struct Snapshot {
     pub pid: i32,
     #[command(flatten)]
     /// Where the report goes.
-    pub output: Output,
+    pub output: ReportOutput,
 }
 
 /// Arguments of `record`.
@@ -58,7 +60,7 @@ pub struct Record {
     pub events: EventsLevel,
     #[command(flatten)]
     /// Where the report goes.
-    pub output: Output,
+    pub output: ReportOutput,
 }
 
 /// Arguments of `daemon`.
@@ -99,6 +101,44 @@ pub struct Inspect {
     #[command(flatten)]
     /// Where the answer goes.
     pub output: Output,
+}
+
+/// Arguments of `diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The earlier snapshot.
+    #[arg(value_name = "A")]
+    pub before: PathBuf,
+    /// The later one.
+    #[arg(value_name = "B")]
+    pub after: PathBuf,
+    #[command(flatten)]
+    /// Where the answer goes.
+    pub output: Output,
+}
+
+/// How and where a report is written.
+#[derive(Debug, Args)]
+pub struct ReportOutput {
+    /// Form of the report.
+    #[arg(long, value_name = "FORM", default_value = "table")]
+    pub format: ReportFormat,
+    /// File to write to instead of standard output.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Form of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// For people.
+    Table,
+    /// For programs: one JSON object, its shape named in "schema".
+    Json,
+    /// A compressed profile for `go tool pprof`, with the counts of goroutines and of timers.
+    Pprof,
+    /// Folded stacks of the goroutines, for flame graphs.
+    Folded,
 }
 
 /// How and where an answer is written.

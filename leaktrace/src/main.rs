@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Snapshot(arguments) => command::snapshot::run(&arguments),
         Command::Record(arguments) => command::record::run(&arguments),
         Command::Daemon(arguments) => command::daemon::run(&arguments),
+        Command::Diff(arguments) => command::diff::run(&arguments),
         Command::Inspect(arguments) => command::inspect::run(&arguments),
     };
     match outcome {

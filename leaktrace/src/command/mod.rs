@@ -1,6 +1,7 @@
 //! What each subcommand does, one file each.
 
 pub mod daemon;
+pub mod diff;
 pub mod inspect;
 pub mod record;
 pub mod snapshot;

@@ -1,6 +1,8 @@
 //! Tell people and machines. Each renderer takes a [`Report`] and does no I/O; only [`server`] does.
 
+pub mod folded;
 pub mod metrics;
+pub mod pprof;
 pub mod report;
 pub mod server;
 pub mod text;
