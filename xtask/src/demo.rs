@@ -104,7 +104,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     println!("\nThe same on /metrics of `leaktrace daemon`:");
     for watch in &watches {
-        watch.print_metrics()?;
+        mistakes.extend(watch.print_metrics()?);
     }
     ensure!(mistakes.is_empty(), "{}", mistakes.join("; "));
     println!("\nBoth leaking lines were found, and the healthy program was left in peace.");
@@ -185,24 +185,35 @@ impl Watch {
             .with_context(|| format!("the report on {} is not JSON", self.role.fixture))
     }
 
-    /// Prints the metrics of the leaking line.
-    fn print_metrics(&self) -> Result<()> {
+    /// Prints the metrics of the leaking line; says so when the daemon does not call it a leak.
+    fn print_metrics(&self) -> Result<Option<String>> {
         let (Some(daemon), Some(marker)) = (&self.daemon, self.role.marker) else {
-            return Ok(());
+            return Ok(None);
         };
-        let place = format!("main.go:{}", build::marked_line(self.role.fixture, marker)?);
+        let line = build::marked_line(self.role.fixture, marker)?;
+        let place = format!("main.go:{line}\"");
         let metrics = daemon.scrape()?;
-        let names = [
-            "leaktrace_goroutines{",
-            "leaktrace_timers_pending{",
-            "leaktrace_leak{",
-        ];
-        for line in metrics.lines() {
-            if line.contains(&place) && names.iter().any(|name| line.starts_with(name)) {
+        let mut is_leak = false;
+        for line in metrics.lines().filter(|line| line.contains(&place)) {
+            let Some((name, _)) = line.split_once('{') else {
+                continue;
+            };
+            if [
+                "leaktrace_goroutines",
+                "leaktrace_timers_pending",
+                "leaktrace_leak",
+            ]
+            .contains(&name)
+            {
                 println!("  {line}");
             }
+            is_leak |= name == "leaktrace_leak";
         }
-        Ok(())
+        let missing = format!(
+            "/metrics has no leaktrace_leak for line {line} of {}",
+            self.role.fixture
+        );
+        Ok((!is_leak).then_some(missing))
     }
 }
 
@@ -259,17 +270,10 @@ struct Daemon {
 
 impl Daemon {
     fn start(leaktrace: &Path, pid: &str) -> Result<Self> {
-        // Readings each second: a verdict wants ten of them.
-        let arguments = [
-            "daemon",
-            "--pid",
-            pid,
-            "--listen",
-            "127.0.0.1:0",
-            "--interval",
-            "1s",
-        ];
-        let tracer = Tracer::spawn(Command::new(leaktrace).args(arguments))?;
+        let mut command = Command::new(leaktrace);
+        command.args(["daemon", "--pid", pid, "--listen", "127.0.0.1:0"]);
+        // A verdict takes ten counts: at the usual interval of 5 s the demo would be over before.
+        let tracer = Tracer::spawn(command.args(["--interval", "1s"]))?;
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut last = "it said nothing".to_owned();
         while let Ok(line) = tracer
