@@ -38,12 +38,27 @@ pub enum Command {
 /// Arguments of `snapshot`.
 #[derive(Debug, Args)]
 pub struct Snapshot {
-    /// Process to look at.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
-    pub pid: i32,
+    #[command(flatten)]
+    /// Process or core file.
+    pub what: SnapshotWhat,
+    /// Executable that the core file came from, if it is not where the core says.
+    #[arg(long, value_name = "FILE", requires = "core")]
+    pub exe: Option<PathBuf>,
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,
+}
+
+/// What a snapshot looks at.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct SnapshotWhat {
+    /// Process to look at.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+    /// Core file to look at, as the kernel or gcore wrote it.
+    #[arg(long, value_name = "FILE")]
+    pub core: Option<PathBuf>,
 }
 
 /// Arguments of `record`.

@@ -14,7 +14,7 @@ use crate::census::{self, Layout, LiveMemory, stacks, waits};
 use crate::clock::monotonic_ns;
 use crate::event::{Change, Ring};
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Places};
+use crate::export::report::{Events, Facts, Places, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, Level, LoadOptions, Probes};
 use crate::resolve::{self, Program};
@@ -196,7 +196,12 @@ impl Session {
             &self.ledger,
             &self.symbols,
             Facts {
-                process: &self.process,
+                target: Target::new(
+                    self.process.id.pid.0,
+                    self.process.started_unix,
+                    self.process.exe.to_string_lossy().into_owned(),
+                    &self.program,
+                ),
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,

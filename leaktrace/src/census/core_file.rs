@@ -62,8 +62,8 @@ impl CoreFile {
     pub fn open(file: &dyn ReadAt) -> Result<Self, CoreError> {
         let cache = cached(file);
         let e = LittleEndian;
-        let header = elf::FileHeader64::<LittleEndian>::parse(&cache)
-            .map_err(|_| CoreError::NotCore)?;
+        let header =
+            elf::FileHeader64::<LittleEndian>::parse(&cache).map_err(|_| CoreError::NotCore)?;
         if header.e_type(e) != elf::ET_CORE {
             return Err(CoreError::NotCore);
         }
@@ -94,7 +94,8 @@ impl CoreFile {
                 _ => {}
             }
         }
-        core.segments.sort_unstable_by_key(|segment| segment.address);
+        core.segments
+            .sort_unstable_by_key(|segment| segment.address);
         if core.program_headers.0 == 0 {
             return Err(CoreError::NoAuxv);
         }
@@ -128,7 +129,9 @@ impl CoreFile {
             }
             NT_FILE => {
                 let count = usize::try_from(fields.word(0)).unwrap_or(usize::MAX);
-                let Some(entries) = count.checked_mul(24).and_then(|end| bytes.get(16..)?.get(..end))
+                let Some(entries) = count
+                    .checked_mul(24)
+                    .and_then(|end| bytes.get(16..)?.get(..end))
                 else {
                     return;
                 };
@@ -179,7 +182,9 @@ impl<'f> CoreMemory<'f> {
             };
             let into = address - segment.address;
             let left = segment.bytes.saturating_sub(into);
-            let length = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+            let length = usize::try_from(left)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
             let (Some(offset), true) = (segment.offset.checked_add(into), length > 0) else {
                 return false;
             };

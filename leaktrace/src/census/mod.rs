@@ -5,6 +5,7 @@
 //! Everything read is taken for hostile: counts are bounded, pointers are only ever handed back to
 //! [`Memory`], and what cannot be read is counted in [`Census::unreadable`].
 
+mod core_file;
 mod goroutines;
 mod layout;
 mod memory;
@@ -12,6 +13,7 @@ pub mod stacks;
 mod timers;
 pub mod waits;
 
+pub use core_file::{CoreError, CoreFile, CoreMemory};
 pub use goroutines::{Goroutine, Status};
 pub use layout::{Layout, TimerFunctions};
 pub use memory::{LiveMemory, Memory, MemoryError, Piece};

@@ -10,7 +10,6 @@ use crate::census::stacks::StackGroup;
 use crate::census::waits::SiteWait;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
 use crate::resolve::Program;
-use crate::target::Process;
 use crate::verdict::{self, Evidence, Level};
 
 /// Version of the JSON shape. Fields are only ever added within one version.
@@ -54,6 +53,25 @@ pub struct Target {
     pub vcs_revision: String,
     /// `amd64` or `arm64`.
     pub arch: &'static str,
+}
+
+impl Target {
+    /// What is known of a process and its executable.
+    #[must_use]
+    pub fn new(pid: i32, start_time: f64, exe: String, program: &Program) -> Self {
+        let build = &program.build;
+        Self {
+            pid,
+            start_time,
+            exe,
+            go_version: build.go.text.clone(),
+            build_id: program.build_id.clone(),
+            module: build.module.clone(),
+            version: build.module_version.clone(),
+            vcs_revision: build.vcs_revision.clone(),
+            arch: program.arch.name(),
+        }
+    }
 }
 
 /// Totals over all goroutines.
@@ -204,8 +222,8 @@ pub struct Events {
 
 /// What a report is made of besides the ledger.
 pub struct Facts<'f> {
-    /// The process.
-    pub process: &'f Process,
+    /// Which process.
+    pub target: Target,
     /// Its executable.
     pub program: &'f Program,
     /// Names of its wait reasons, by number.
@@ -285,7 +303,7 @@ impl Report {
         });
         Self {
             schema: SCHEMA,
-            target: target(facts.process, facts.program),
+            target: facts.target,
             goroutines,
             timers,
             sites,
@@ -540,21 +558,6 @@ fn directory<'p>(package: &'p str, module: &str) -> &'p str {
         // Built from files named on the command line: there is no module and no directory to tell.
         "command-line-arguments" => "",
         _ => package.rsplit('/').next().unwrap_or(package),
-    }
-}
-
-fn target(process: &Process, program: &Program) -> Target {
-    let build = &program.build;
-    Target {
-        pid: process.id.pid.0,
-        start_time: process.started_unix,
-        exe: process.exe.to_string_lossy().into_owned(),
-        go_version: build.go.text.clone(),
-        build_id: program.build_id.clone(),
-        module: build.module.clone(),
-        version: build.module_version.clone(),
-        vcs_revision: build.vcs_revision.clone(),
-        arch: program.arch.name(),
     }
 }
 

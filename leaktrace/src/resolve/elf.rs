@@ -108,7 +108,7 @@ impl<'f> Elf<'f> {
             return Err(truncated(64));
         }
 
-        let cache = ReadCache::new(Cursor { file, at: 0 });
+        let cache = cached(file);
         let e = LittleEndian;
         let damaged = |_| Refusal::Damaged {
             what: "its ELF header",
@@ -486,8 +486,13 @@ pub(super) fn half_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*half))
 }
 
+/// What the parsers of `object` read a file through: it keeps the ranges that were read.
+pub(crate) fn cached(file: &dyn ReadAt) -> ReadCache<Cursor<'_>> {
+    ReadCache::new(Cursor { file, at: 0 })
+}
+
 /// A [`ReadAt`] with a position: what the header parser of `object` reads through.
-struct Cursor<'f> {
+pub(crate) struct Cursor<'f> {
     file: &'f dyn ReadAt,
     at: u64,
 }
