@@ -25,6 +25,9 @@ pub struct Goroutine {
     /// Bytes of its stack in use, while it waits or is in a system call. Goroutines of one site in one state that use
     /// equally much are almost always stuck at the same place.
     pub depth: u64,
+    /// Since when it waits at the latest, if the garbage collector has seen it waiting: CLOCK_MONOTONIC, nanoseconds; else 0
+    /// (`g.waitsince`, set in src/runtime/mgcmark.go: markroot).
+    pub waiting_since_ns: u64,
     /// The `sudog` that it waits by (`g.waiting`); 0 when it waits for something else.
     pub waiting: u64,
 }
@@ -174,6 +177,7 @@ fn span(offsets: &Offsets) -> usize {
         offsets.g_sched_sp + 8,
         offsets.g_syscallsp + 8,
         offsets.g_waiting + 8,
+        offsets.g_waitsince + 8,
         offsets.g_atomicstatus + 4,
         offsets.g_goid + 8,
         offsets.g_waitreason + 1,
@@ -208,6 +212,10 @@ fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Gorout
         startpc: RuntimeAddr(fields.word(offsets.g_startpc as usize)),
         stack_bytes: high.saturating_sub(low),
         depth: high.saturating_sub(stack_pointer),
+        waiting_since_ns: match status {
+            Status::Waiting => fields.word(offsets.g_waitsince as usize),
+            _ => 0,
+        },
         waiting: fields.word(offsets.g_waiting as usize),
     })
 }

@@ -1,6 +1,9 @@
 //! Reading another process's memory without stopping it.
 
+use std::cell::OnceCell;
+use std::fs::File;
 use std::io::IoSliceMut;
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -81,16 +84,40 @@ pub enum MemoryError {
     System(Pid, String),
 }
 
-/// A running process, read with `process_vm_readv` (mm/process_vm_access.c).
+/// A running process, read with `process_vm_readv` (mm/process_vm_access.c), or through `/proc/PID/mem` where that
+/// system call is filtered out.
 pub struct LiveMemory {
     pid: Pid,
+    /// Opened when first needed; `None` when it cannot be.
+    file: OnceCell<Option<File>>,
 }
 
 impl LiveMemory {
     /// The memory of `pid`. Nothing is opened: each read asks the kernel anew.
     #[must_use]
     pub fn new(pid: Pid) -> Self {
-        Self { pid }
+        Self {
+            pid,
+            file: OnceCell::new(),
+        }
+    }
+
+    /// The same as the system call through the file: slower, a read for each piece.
+    fn read_through_file(&self, pieces: &[Piece], buffer: &mut [u8]) -> Option<Vec<bool>> {
+        let open = || File::open(format!("/proc/{}/mem", self.pid)).ok();
+        let file = self.file.get_or_init(open).as_ref()?;
+        let mut rest = buffer;
+        let read = pieces.iter().map(|piece| {
+            let bytes = piece.bytes.min(rest.len());
+            let (now, next) = std::mem::take(&mut rest).split_at_mut(bytes);
+            rest = next;
+            let read = file.read_exact_at(now, piece.address.0).is_ok();
+            if !read {
+                now.fill(0);
+            }
+            read
+        });
+        Some(read.collect())
     }
 }
 
@@ -125,7 +152,13 @@ impl Memory for LiveMemory {
                 // The first piece is not mapped: nothing was copied.
                 Err(Errno::EFAULT) => 0,
                 Err(Errno::ESRCH) => return Err(MemoryError::Exited(self.pid)),
-                Err(Errno::EPERM) => return Err(MemoryError::Denied(self.pid)),
+                Err(errno @ (Errno::EPERM | Errno::ENOSYS)) => {
+                    return match self.read_through_file(pieces, buffer) {
+                        Some(read) => Ok(read),
+                        None if errno == Errno::EPERM => Err(MemoryError::Denied(self.pid)),
+                        None => Err(MemoryError::System(self.pid, errno.desc().to_owned())),
+                    };
+                }
                 Err(errno) => return Err(MemoryError::System(self.pid, errno.desc().to_owned())),
             };
             // The kernel stops at the first piece that it cannot read whole: take what came before, mark
@@ -195,6 +228,26 @@ mod tests {
         assert_eq!(buffer[..16], [0; 16]);
         assert_eq!(buffer[16..32], source);
         assert_eq!(buffer[48..], source);
+    }
+
+    #[test]
+    fn the_file_says_the_same_as_the_system_call() {
+        let source = [7_u8; 16];
+        let nowhere = Piece {
+            address: RuntimeAddr(8),
+            bytes: 16,
+        };
+        let pieces = [piece_of(&source), nowhere, piece_of(&source)];
+        let mut by_call = vec![1; 48];
+        let mut by_file = vec![2; 48];
+        let called = own()
+            .read_pieces(&pieces, &mut by_call)
+            .expect("own memory");
+        let filed = own()
+            .read_through_file(&pieces, &mut by_file)
+            .expect("own memory");
+        assert_eq!(called, filed);
+        assert_eq!(by_call, by_file);
     }
 
     #[test]

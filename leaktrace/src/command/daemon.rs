@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::record::{DRAIN_EVERY, level};
 use crate::cli::Daemon;
@@ -28,6 +29,18 @@ pub fn run(arguments: &Daemon) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Part of one core that counting may take; a census that takes long is taken less often.
+const CENSUS_BUDGET: f64 = 0.005;
+
+/// Takes a census, and sets the time of the next so that the budget is kept.
+fn timed(session: &mut Session, next: &mut Instant, interval: Duration) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    let result = session.census(Depth::Counts);
+    let took = begin.elapsed();
+    *next = begin + interval.max(took.div_f64(CENSUS_BUDGET));
+    result.map(drop)
+}
+
 async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
@@ -44,17 +57,15 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
 
     let mut drain = interval(DRAIN_EVERY);
     drain.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut reading = interval(arguments.interval);
-    reading.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    reading.tick().await;
+    let mut next = Instant::now() + arguments.interval;
     let mut watching = true;
     loop {
         tokio::select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = reading.tick(), if watching => match session.census(Depth::Counts) {
-                Ok(_) => {
+            () = sleep_until(next), if watching => match timed(&mut session, &mut next, arguments.interval) {
+                Ok(()) => {
                     publish.send_replace(Status::Watching(Arc::new(session.report())));
                 }
                 Err(error) if session.process.is_alive() => {

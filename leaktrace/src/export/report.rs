@@ -85,6 +85,8 @@ pub struct Goroutines {
     pub by_state: BTreeMap<String, u64>,
     /// On how many events and census disagreed when they last met.
     pub drift: u64,
+    /// Why they disagreed: "" when they did not, "events lost", or "unexplained", which is a defect of leaktrace.
+    pub drift_cause: &'static str,
 }
 
 /// Totals over all pending timers.
@@ -266,6 +268,11 @@ impl Report {
 
         let mut goroutines = Goroutines {
             drift: ledger.drift.total(),
+            drift_cause: match (ledger.drift.total(), facts.events.lost) {
+                (0, _) => "",
+                (_, 0) => "unexplained",
+                _ => "events lost",
+            },
             ..Goroutines::default()
         };
         let mut timers = Timers::default();

@@ -91,7 +91,11 @@ fn write_events(out: &mut String, report: &Report) -> fmt::Result {
         write!(out, ", {} lost ({})", events.lost, causes.join(", "))?;
     }
     if report.goroutines.drift > 0 {
-        write!(out, ", {} goroutines of drift", report.goroutines.drift)?;
+        write!(
+            out,
+            ", {} goroutines of drift ({})",
+            report.goroutines.drift, report.goroutines.drift_cause
+        )?;
     }
     writeln!(out)?;
     for (kind, reason) in &events.not_probed {
@@ -181,7 +185,7 @@ fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
         ]
         .as_slice()
     } else {
-        ["COUNT", "STACK", "STATE", "CALL SITE"].as_slice()
+        ["COUNT", "STACK", "OLDEST", "STATE", "CALL SITE"].as_slice()
     };
     let mut table = vec![header.iter().map(|cell| (*cell).to_owned()).collect()];
     // What sleeps is already there as a goroutine.
@@ -212,6 +216,12 @@ fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
             vec![
                 site.count.to_string(),
                 bytes(site.stack_bytes),
+                // Without probes an age is known only of what the garbage collector has seen waiting.
+                if site.oldest_seconds < 1.0 {
+                    "–".to_owned()
+                } else {
+                    age(site)
+                },
                 state,
                 site.site.clone(),
             ]

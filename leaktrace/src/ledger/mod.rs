@@ -94,6 +94,14 @@ pub struct Drift {
     pub missed_ends: u64,
 }
 
+/// Since when a goroutine is there at the latest: what waits since a moment was born before it.
+fn first_seen(waiting_since_ns: u64, now_ns: u64) -> u64 {
+    match waiting_since_ns {
+        0 => now_ns,
+        since => since.min(now_ns),
+    }
+}
+
 impl Drift {
     /// Goroutines on which the two witnesses disagree.
     #[must_use]
@@ -293,7 +301,7 @@ impl Ledger {
                     self.sites[site].live += 1;
                     LiveGoroutine {
                         site,
-                        since_ns: census.started_ns,
+                        since_ns: first_seen(goroutine.waiting_since_ns, census.started_ns),
                         exact: false,
                         state,
                         stack_bytes: goroutine.stack_bytes,

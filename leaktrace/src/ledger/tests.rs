@@ -91,6 +91,7 @@ fn alive(goid: u64, gopc: u64) -> Goroutine {
         startpc: RuntimeAddr(700),
         stack_bytes: 2048,
         depth: 128,
+        waiting_since_ns: 0,
         waiting: 0,
     }
 }
