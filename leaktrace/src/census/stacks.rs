@@ -4,7 +4,7 @@
 //! assembly. Goroutines are grouped first, by where they were started, what they wait for and how much stack they use;
 //! one of each group is unwound, so that a million goroutines of a thousand sites cost some thousand stacks.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 
 use super::{Fields, Goroutine, Layout, Memory, MemoryError, Status};
 use crate::address::RuntimeAddr;

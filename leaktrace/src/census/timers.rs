@@ -4,7 +4,7 @@
 //! Go 1.23 it is a `timers` structure with a heap of `{timer, when}` pairs. A slot may be torn, stale or
 //! doubled while the heap is sifted, so a timer counts only when it names its owner itself.
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt, HashSet};
 
 use super::{Census, CensusError, Fields, Layout, Memory, MemoryError, for_each_structure};
 use crate::address::RuntimeAddr;

@@ -4,7 +4,7 @@
 //! select. Goroutines of different sites that hang on one channel are seen together, and a channel on which nobody but
 //! receivers wait is seen as such.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashMapExt};
 
 use super::{Goroutine, Layout, Memory, MemoryError, Status, for_each_structure};
 use crate::address::RuntimeAddr;

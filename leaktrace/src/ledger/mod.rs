@@ -8,7 +8,7 @@ mod history;
 mod site;
 mod symbolizer;
 
-use std::collections::{HashMap, HashSet};
+use foldhash::{HashMap, HashMapExt, HashSet};
 
 pub use history::{History, Sample};
 pub use site::{CallSite, Site, SiteId, SiteKind, Sites, Symbols};

@@ -1,8 +1,8 @@
 //! Call sites: the lines that make goroutines and timers, with what is counted for each.
 
-use std::collections::HashMap;
 use std::ops::{Index, IndexMut};
 
+use foldhash::HashMap;
 use serde::Serialize;
 
 use super::History;
