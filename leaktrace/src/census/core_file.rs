@@ -173,7 +173,7 @@ impl<'f> CoreMemory<'f> {
     }
 
     /// Fills `buffer` from the core's segments, which may lie side by side.
-    fn from_core(&self, mut address: u64, mut buffer: &mut [u8]) -> bool {
+    fn copy_from_core(&self, mut address: u64, mut buffer: &mut [u8]) -> bool {
         while !buffer.is_empty() {
             let segments = &self.core.segments;
             let after = segments.partition_point(|segment| segment.address <= address);
@@ -208,7 +208,8 @@ impl Memory for CoreMemory<'_> {
             let (now, next) = std::mem::take(&mut rest).split_at_mut(bytes);
             rest = next;
             let found = now.len() == piece.bytes
-                && (self.from_core(piece.address.0, now) || self.from_executable(piece, now));
+                && (self.copy_from_core(piece.address.0, now)
+                    || self.copy_from_executable(piece, now));
             if !found {
                 now.fill(0);
             }
@@ -219,7 +220,7 @@ impl Memory for CoreMemory<'_> {
 }
 
 impl CoreMemory<'_> {
-    fn from_executable(&self, piece: &Piece, buffer: &mut [u8]) -> bool {
+    fn copy_from_executable(&self, piece: &Piece, buffer: &mut [u8]) -> bool {
         let linked = self.bias.to_linked(piece.address);
         match self.executable.read(linked, piece.bytes as u64) {
             Some(bytes) if bytes.len() == buffer.len() => {

@@ -3,6 +3,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
@@ -23,6 +24,30 @@ pub fn fixture(name: &str, go: &str, variant: Variant) -> Option<PathBuf> {
         return skip(&format!("needs go {go}: cargo xtask go {go}"));
     };
     Some(build::build(name, &toolchain, variant).expect("fixtures compile"))
+}
+
+/// A Go release.
+pub fn toolchain(go: &str) -> Option<Toolchain> {
+    let found = Toolchain::find(go);
+    if found.is_none() {
+        skip::<()>(&format!("needs go {go}: cargo xtask go {go}"));
+    }
+    found
+}
+
+/// A core file of a running process, made by gdb while it is stopped; it goes on afterwards.
+pub fn core(pid: u32, directory: &Path) -> Option<PathBuf> {
+    let prefix = directory.join("core");
+    let made = Command::new("gcore")
+        .arg("-o")
+        .arg(&prefix)
+        .arg(pid.to_string())
+        .output();
+    match made {
+        Ok(output) if output.status.success() => Some(directory.join(format!("core.{pid}"))),
+        Ok(output) => panic!("gcore: {output:?}"),
+        Err(_) => skip("needs gcore: apt-get install gdb"),
+    }
 }
 
 /// The same, running, together with root.

@@ -44,6 +44,37 @@ pub fn truth(answer: &Value) -> States {
     serde_json::from_value(answer["states"].clone()).expect("fixtures answer in this shape")
 }
 
+/// Where a report says the goroutines made in main.go are, in the shape of the fixtures' own answer.
+pub fn stacks(report: &Value) -> BTreeMap<String, u64> {
+    let mut stacks = BTreeMap::new();
+    for site in sites(report).filter(|site| site["kind"] == "goroutine") {
+        if !place(site).starts_with("main.go:") {
+            continue;
+        }
+        for stack in site["blocked_stacks"]
+            .as_array()
+            .expect("a site has stacks")
+        {
+            let frames = stack["frames"].as_array().expect("a stack has frames");
+            let frames: Vec<String> = frames
+                .iter()
+                .map(|frame| {
+                    let function = frame["function"].as_str().unwrap_or_default();
+                    format!("{function} {}", place(frame))
+                })
+                .filter(|frame| !frame.contains(".gowrap") && !frame.starts_with("runtime."))
+                .collect();
+            *stacks.entry(frames.join(" < ")).or_default() += number(&stack["count"]);
+        }
+    }
+    stacks
+}
+
+/// The same as the program itself says.
+pub fn true_stacks(answer: &Value) -> BTreeMap<String, u64> {
+    serde_json::from_value(answer["stacks"].clone()).expect("fixtures answer in this shape")
+}
+
 /// A count.
 pub fn number(value: &Value) -> u64 {
     value

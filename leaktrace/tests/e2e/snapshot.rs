@@ -1,5 +1,7 @@
 //! `snapshot` says what the runtime itself says.
 
+use std::time::Duration;
+
 use leaktrace_fixtures::build::Variant;
 use leaktrace_fixtures::program::Program;
 
@@ -37,6 +39,12 @@ fn check(go: &str) {
             variant.name()
         );
         assert_eq!(
+            report::stacks(&found),
+            report::true_stacks(&truth),
+            "{go} {}",
+            variant.name()
+        );
+        assert_eq!(
             found["goroutines"]["total"],
             truth["goroutines"],
             "{go} {}",
@@ -68,4 +76,73 @@ fn a_snapshot_puts_no_probe_on() {
     let found = tool::json(&["snapshot", "--pid", &program.pid().to_string()]);
     assert_eq!(found["events"]["level"], "none");
     assert_eq!(crate::text::changed_bytes(program.pid()), 0);
+}
+
+#[test]
+fn a_core_file_says_the_same_as_the_process_it_was_made_of() {
+    for go in ["1.22.10", "1.27.3"] {
+        let Some(program) = needs::program("mixed-states", go, &[]) else {
+            return;
+        };
+        let directory = tempfile::tempdir().expect("temporary folders can be made");
+        let Some(core) = needs::core(program.pid(), directory.path()) else {
+            return;
+        };
+        let pid = program.pid().to_string();
+        let live = tool::json(&["snapshot", "--pid", &pid]);
+        drop(program);
+        let core = core.to_str().expect("its path is text");
+        let dead = tool::json(&["snapshot", "--core", core]);
+        assert_eq!(dead["target"]["pid"], live["target"]["pid"]);
+        for part in ["goroutines", "timers"] {
+            assert_eq!(dead[part], live[part], "{go}");
+        }
+        assert_eq!(report::states(&dead), report::states(&live), "{go}");
+        assert_eq!(report::stacks(&dead), report::stacks(&live), "{go}");
+    }
+}
+
+#[test]
+fn all_formats_tell_the_same() {
+    let Some(program) = needs::program("mixed-states", "1.27.3", &[]) else {
+        return;
+    };
+    let directory = tempfile::tempdir().expect("temporary folders can be made");
+    let pid = program.pid().to_string();
+    let written = |format: &str| {
+        let path = directory.path().join(format);
+        let file = path.to_str().expect("its path is text").to_owned();
+        let arguments = ["snapshot", "--pid", &pid, "--format", format, "-o", &file];
+        let outcome = tool::run(&arguments, Duration::from_secs(30));
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        file
+    };
+    let (json, profile, folded) = (written("json"), written("pprof"), written("folded"));
+    for pair in [[&json, &profile], [&profile, &json], [&json, &json]] {
+        let changes = tool::json(&["diff", pair[0], pair[1]]);
+        assert_eq!(changes["sites"], serde_json::json!([]), "{pair:?}");
+    }
+
+    let folded = std::fs::read_to_string(folded).expect("folded stacks are text");
+    let counts = folded.lines().map(|line| {
+        let (_, count) = line.rsplit_once(' ').expect("a count ends each line");
+        count.parse::<u64>().expect("a count is a number")
+    });
+    let report = tool::json(&["snapshot", "--pid", &pid]);
+    let total = report::number(&report["goroutines"]["total"]);
+    assert_eq!(counts.sum::<u64>(), total);
+
+    // Go's own tool opens the profile, and names what a stripped binary does not.
+    let Some(toolchain) = needs::toolchain("1.22.10") else {
+        return;
+    };
+    let output = toolchain
+        .go()
+        .args(["tool", "pprof", "-sample_index=goroutine", "-top", &profile])
+        .output()
+        .expect("the toolchain runs");
+    let top = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(top.contains(&format!("of {total} total")), "{top}");
+    assert!(top.contains("main.receive"), "{top}");
 }
