@@ -15,4 +15,5 @@ mod record;
 mod report;
 mod snapshot;
 mod text;
+mod timers;
 mod tool;
