@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 
-use crate::{demo, go};
+use crate::{bench_census, demo, go};
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -23,6 +23,9 @@ pub struct Arguments {
     /// Go release of the traced programs
     #[arg(long, default_value = "1.27.3")]
     go: String,
+    /// Measure what counting everything costs instead
+    #[arg(long)]
+    census: bool,
 }
 
 /// Rates read of each stretch, after one that is thrown away; the programs print two a second.
@@ -31,6 +34,9 @@ const READINGS: usize = 3;
 /// Measures, and prints a table.
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(demo::is_root()?, "probes need root here: run it as root");
+    if arguments.census {
+        return bench_census::run(&arguments.go);
+    }
     let leaktrace = demo::build_leaktrace()?;
     let toolchain = go::install(&arguments.go)?;
     println!(

@@ -1,0 +1,157 @@
+//! `cargo xtask bench --census`: what counting everything costs, from a thousand goroutines to a million.
+//!
+//! The program has a thousand call sites; it is generated, since nobody writes such a program by hand.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use leaktrace_fixtures::program::Program;
+use leaktrace_fixtures::target_dir;
+use leaktrace_fixtures::toolchain::Toolchain;
+
+use crate::{demo, go};
+
+/// Lines that start goroutines.
+const SITES: usize = 1000;
+
+/// Delve is measured with so many goroutines: a million take it minutes.
+const FOR_DELVE: u32 = 100_000;
+
+/// Readings of each size, of which the median counts.
+const READINGS: usize = 5;
+
+/// Measures, and prints a table.
+pub fn run(version: &str) -> Result<()> {
+    let leaktrace = demo::build_leaktrace()?;
+    let toolchain = go::install(version)?;
+    let program = build(&toolchain)?;
+    println!(
+        "leaktrace snapshot --format json of N goroutines at {SITES} call sites, Go {version}, medians of {READINGS}\n"
+    );
+    println!("goroutines  CPU seconds  wall seconds  memory");
+    let mut at_delve = 0.0;
+    for count in [1_000, 10_000, FOR_DELVE, 1_000_000] {
+        let target = Program::start(&program, &["-n", &count.to_string()])?;
+        let pid = target.pid().to_string();
+        let mut readings = (0..READINGS)
+            .map(|_| measure(&leaktrace, &pid, count))
+            .collect::<Result<Vec<_>>>()?;
+        readings.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
+        let median = &readings[READINGS / 2];
+        println!(
+            "{count:>10}  {:>11.3}  {:>12.3}  {:>4} MB",
+            median.cpu, median.wall, median.megabytes
+        );
+        if count == FOR_DELVE {
+            at_delve = median.wall;
+            delve(&pid, at_delve)?;
+        }
+    }
+    ensure!(at_delve > 0.0, "nothing was measured");
+    Ok(())
+}
+
+struct Reading {
+    cpu: f64,
+    wall: f64,
+    megabytes: u64,
+}
+
+/// One snapshot; Python starts it and asks the kernel what it took.
+fn measure(leaktrace: &Path, pid: &str, count: u32) -> Result<Reading> {
+    const SCRIPT: &str = "import json, resource, subprocess, sys, time\n\
+        begin = time.monotonic()\n\
+        out = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, check=True).stdout\n\
+        wall = time.monotonic() - begin\n\
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)\n\
+        print(used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, wall, json.loads(out)['goroutines']['total'])";
+    let output = Command::new("python3")
+        .args(["-c", SCRIPT])
+        .arg(leaktrace)
+        .args(["snapshot", "--format", "json", "--pid", pid])
+        .output()
+        .context("python3 is needed to measure: install it")?;
+    ensure!(
+        output.status.success(),
+        "a snapshot failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut numbers = text.split_ascii_whitespace();
+    let mut next = || numbers.next().context("four numbers are printed");
+    let reading = Reading {
+        cpu: next()?.parse()?,
+        megabytes: next()?.parse()?,
+        wall: next()?.parse()?,
+    };
+    let total: u32 = next()?.parse()?;
+    // The main goroutine is one more.
+    ensure!(
+        total == count + 1,
+        "{total} goroutines were found of {}",
+        count + 1
+    );
+    Ok(reading)
+}
+
+/// The same list by Delve, which stops the process for it.
+fn delve(pid: &str, ours: f64) -> Result<()> {
+    let begin = Instant::now();
+    let started = Command::new("dlv")
+        .args(["attach", pid, "--allow-non-terminal-interactive=true"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut child) = started else {
+        println!("{FOR_DELVE:>10}  by Delve: not installed (apt-get install delve)");
+        return Ok(());
+    };
+    let mut stdin = child.stdin.take().context("stdin is piped")?;
+    std::io::Write::write_all(&mut stdin, b"goroutines -t 1\nquit\nn\n")?;
+    drop(stdin);
+    child.wait()?;
+    let took = begin.elapsed().as_secs_f64();
+    println!(
+        "{FOR_DELVE:>10}  by Delve (goroutines -t 1): {took:.1} s of wall time, the process stopped: {:.0} times as long",
+        took / ours
+    );
+    Ok(())
+}
+
+fn build(toolchain: &Toolchain) -> Result<PathBuf> {
+    let folder = target_dir().join("bench/many");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let mut source = String::from(
+        "package main\n\nimport (\n\t\"flag\"\n\t\"fmt\"\n\t\"os\"\n\t\"time\"\n)\n\nvar never = make(chan struct{})\n\n",
+    );
+    let mut table = String::new();
+    for site in 0..SITES {
+        writeln!(source, "func f{site}() {{ go func() {{ <-never }}() }}")?;
+        write!(table, "f{site}, ")?;
+    }
+    write!(
+        source,
+        "\nvar all = []func(){{{table}}}\n\nfunc main() {{\n\tn := flag.Int(\"n\", 1000, \"\")\n\tflag.Parse()\n\
+         \tfor i := 0; i < *n; i++ {{\n\t\tall[i%len(all)]()\n\t}}\n\ttime.Sleep(2 * time.Second)\n\
+         \tfmt.Printf(\"{{\\\"ready\\\":true,\\\"pid\\\":%d}}\\n\", os.Getpid())\n\
+         \tfor {{\n\t\ttime.Sleep(time.Hour)\n\t}}\n}}\n"
+    )?;
+    fs::write(folder.join("main.go"), source)?;
+    let output = folder.join(format!("many-{}", toolchain.version()));
+    let status = toolchain
+        .go()
+        .env("GO111MODULE", "off")
+        .args(["build", "-o"])
+        .arg(&output)
+        .arg("main.go")
+        .current_dir(&folder)
+        .status()
+        .context("running go build")?;
+    ensure!(status.success(), "the generated program does not compile");
+    Ok(output)
+}
