@@ -31,6 +31,8 @@ pub enum Command {
     Daemon(Daemon),
     /// Show what is in a Go program: release, build, and every instruction that a probe would sit on.
     Inspect(Inspect),
+    /// Find out whether programs can be traced on this machine. Exit code: 0 with probes, 1 only snapshots, 2 nothing.
+    Check(Check),
 }
 
 /// Arguments of `snapshot`.
@@ -96,6 +98,14 @@ pub struct Inspect {
     #[command(flatten)]
     /// Process or file.
     pub what: InspectWhat,
+    #[command(flatten)]
+    /// Where the answer goes.
+    pub output: Output,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
     #[command(flatten)]
     /// Where the answer goes.
     pub output: Output,

@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Command::Record(arguments) => command::record::run(&arguments),
         Command::Daemon(arguments) => command::daemon::run(&arguments),
         Command::Inspect(arguments) => command::inspect::run(&arguments),
+        Command::Check(arguments) => command::check::run(&arguments),
     };
     match outcome {
         Ok(code) => code,
