@@ -36,9 +36,9 @@ pub struct Facts {
 /// What reading another process's memory came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Memory {
-    /// Of a process of another user, or of root's first one.
+    /// Of process 1.
     Any,
-    /// Only of a process of this user.
+    /// Not of process 1, but of the one that started leaktrace.
     OwnUser,
     /// Not at all, for this reason.
     No(String),
@@ -154,7 +154,7 @@ pub fn judge(facts: &Facts) -> Judgement {
         yama(facts),
         capabilities(facts.capabilities),
         pid_namespace(facts.first_pid_namespace),
-        memory(&facts.memory),
+        memory(facts),
         trial(&facts.probe),
     ];
     let usable = match (memory_works, counted) {
@@ -249,9 +249,7 @@ fn setting(name: &'static str, value: Option<&str>, meaning: &str) -> Finding {
 
 fn yama(facts: &Facts) -> Finding {
     let name = "ptrace_scope";
-    let may = facts
-        .capabilities
-        .is_some_and(|bits| has(bits, CAP_SYS_PTRACE));
+    let may = may_ptrace(facts);
     match facts.ptrace_scope.as_deref() {
         None => ok(name, "the kernel has no Yama"),
         Some("0") => ok(name, "0"),
@@ -329,10 +327,11 @@ fn pid_namespace(first: Option<bool>) -> Finding {
     }
 }
 
-fn memory(memory: &Memory) -> Finding {
+fn memory(facts: &Facts) -> Finding {
     let name = "memory of a process";
-    match memory {
+    match &facts.memory {
         Memory::Any => ok(name, "can be read"),
+        Memory::OwnUser if may_ptrace(facts) => ok(name, "can be read, though not process 1's"),
         Memory::OwnUser => warning(
             name,
             "can be read only of this user's own processes",
@@ -367,6 +366,12 @@ fn trial(probe: &Result<Trial, String>) -> Finding {
         ),
         Err(reason) => failed(name, reason.clone(), "mend what failed above"),
     }
+}
+
+fn may_ptrace(facts: &Facts) -> bool {
+    facts
+        .capabilities
+        .is_some_and(|bits| has(bits, CAP_SYS_PTRACE))
 }
 
 const AS_ROOT: &str = "run as root, or give leaktrace CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE";

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use leaktrace_fixtures::toolchain::PINNED;
 use leaktrace_fixtures::{repository, target_dir};
 
-use crate::{go, tools};
+use crate::{go, tools, vm_test};
 
 /// Go releases that the tests build fixtures with.
 const RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
@@ -55,6 +55,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ebpf_objects(&mut report);
     }
     tests(&cargo, arguments, &mut report)?;
+    if arguments.filter.is_none() && !arguments.quick {
+        virtual_machines(&mut report);
+    }
     if arguments.filter.is_none() {
         if !arguments.quick {
             let doc = ["doc", "--workspace", "--no-deps"];
@@ -132,6 +135,23 @@ fn tests(cargo: &OsString, arguments: &Arguments, report: &mut Report) -> Result
         report.skip(test, reason);
     }
     Ok(())
+}
+
+/// Traces Go programs on other kernels, and on the other architecture, in emulated machines.
+fn virtual_machines(report: &mut Report) {
+    let step = "kernels in virtual machines";
+    let Ok(this) = env::current_exe() else {
+        return report.skip(step, "the path of xtask itself is not known");
+    };
+    Report::announce(step);
+    let begin = Instant::now();
+    match status(Command::new(this).arg("vm-test")) {
+        // It says itself which part is missing.
+        Some(code) if code == i32::from(vm_test::EXIT_SKIPPED) => {
+            report.skip(step, "no kernel or no emulator can be had here");
+        }
+        code => report.note(step, code == Some(0), begin),
+    }
 }
 
 /// Checks the licences of all dependencies.
