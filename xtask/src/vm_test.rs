@@ -4,6 +4,9 @@
 //! file system is an initramfs with busybox, a static leaktrace and Go fixtures. The guest says on its serial
 //! console what it saw; what that means is judged here.
 
+use std::env;
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,27 +71,23 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
     let mut archives = Vec::new();
     for arch in arches {
         if let Err(error) = guest::install_emulator(arch) {
-            println!("skipped {arch}: {error:#}");
+            skip(&format!("all kernels for {arch}"), &error)?;
             continue;
         }
         for kernel in &kernels {
+            let image = kernel::fetch(arch, kernel);
+            if let Err(error) = &image {
+                skip(&format!("kernel {} on {arch}", kernel.release), error)?;
+            }
             machines.push(Machine {
                 arch,
                 kernel,
-                image: kernel::fetch(arch, kernel),
+                image,
             });
         }
         archives.push((arch, image::build(arch, &RELEASES)?));
     }
     if !machines.iter().any(|machine| machine.image.is_ok()) {
-        for machine in &machines {
-            if let Err(error) = &machine.image {
-                println!(
-                    "skipped {} {}: {error:#}",
-                    machine.kernel.release, machine.arch
-                );
-            }
-        }
         return Ok(ExitCode::from(EXIT_SKIPPED));
     }
     eprintln!(
@@ -112,6 +111,16 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
         bail!("{failures} failed");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says what is left out, and why; to `cargo xtask test` too, when that asked.
+fn skip(what: &str, error: &anyhow::Error) -> Result<()> {
+    println!("skipped {what}: {error:#}");
+    if let Some(path) = env::var_os("LEAKTRACE_SKIPS") {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        writeln!(file?, "{what}: {error:#}")?;
+    }
+    Ok(())
 }
 
 /// The kernels that were asked for.
@@ -171,11 +180,11 @@ fn boot<'a>(
             arch: machine.arch,
             kernel: &image.path,
             initramfs,
-            log: target_dir().join(format!("vm/log/{name}.txt")),
+            log: target_dir().join(format!("vm/log/{name}")),
         };
         loop {
             attempts += 1;
-            match boot.run() {
+            match boot.run(attempts) {
                 Ok(lines) => return Ok(judge::judge(&lines, &RELEASES)),
                 Err(error) if attempts == 1 => eprintln!("{name}: {error:#}; once more"),
                 Err(error) => return Err(error),
@@ -206,10 +215,8 @@ fn print(machines: &[Machine], outcomes: &[Option<Outcome>]) -> usize {
         let what = format!("{} {}", machine.kernel.release, machine.arch);
         let (image, outcome) = match (&machine.image, outcome) {
             (Ok(image), Some(outcome)) => (image, outcome),
-            (Err(error), _) => {
-                println!("{what}: skipped: {error:#}");
-                continue;
-            }
+            // It was said why.
+            (Err(_), _) => continue,
             (_, None) => {
                 failures.push(format!("{what}: was never booted"));
                 continue;

@@ -27,7 +27,7 @@ pub struct Boot<'a> {
     pub kernel: &'a Path,
     /// Its file system.
     pub initramfs: &'a Path,
-    /// Where its console is kept.
+    /// Where its console is kept; the number of the attempt is added.
     pub log: PathBuf,
 }
 
@@ -36,11 +36,12 @@ impl Boot<'_> {
     ///
     /// # Errors
     /// When it never said so: it hung, or died.
-    pub fn run(&self) -> Result<Vec<String>> {
+    pub fn run(&self, attempt: u32) -> Result<Vec<String>> {
         let folder = self.log.parent().context("a log lies in a folder")?;
         fs::create_dir_all(folder)?;
+        let path = self.log.with_added_extension(format!("{attempt}.txt"));
         let mut log =
-            File::create(&self.log).with_context(|| format!("creating {}", self.log.display()))?;
+            File::create(&path).with_context(|| format!("creating {}", path.display()))?;
         let emulator = emulator(self.arch);
         let mut child = self
             .command()

@@ -37,9 +37,10 @@ text() {
 
 # start FOLDER PROGRAM ARGUMENT…: a program that takes lines from descriptor 3; sets $program and $out.
 start() {
-	rm -f /tmp/lines
-	mkfifo /tmp/lines
 	out=/tmp/out
+	# The background job opens its files some time after this script goes on: nothing of the last may be there.
+	rm -f /tmp/lines $out
+	mkfifo /tmp/lines
 	folder=$1 name=$2
 	shift 2
 	/go/$folder/$name "$@" </tmp/lines >$out &
@@ -74,6 +75,7 @@ for go in $(ls /go); do
 	wait_for $out states
 	tail -n 1 $out >/tmp/truth.json
 	json $go/truth /tmp/truth.json
+	rm -f /tmp/snapshot.json
 	leaktrace snapshot --pid $program --format json -o /tmp/snapshot.json
 	say $go/snapshot-exit $?
 	json $go/snapshot /tmp/snapshot.json
@@ -81,6 +83,7 @@ for go in $(ls /go); do
 
 	start $go spawn-million -count 20000 -blocked 100
 	before=$(text $program)
+	rm -f /tmp/record.json /tmp/record.err
 	LEAKTRACE_LOG=info leaktrace record --pid $program --duration 120s --format json -o /tmp/record.json 2>/tmp/record.err &
 	recorder=$!
 	wait_for /tmp/record.err 'probes are on'

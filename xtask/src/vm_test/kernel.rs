@@ -83,8 +83,11 @@ pub fn fetch(arch: Arch, kernel: &Kernel) -> Result<Image> {
         package = binary;
     }
     let files = apt.unpack(&package)?;
-    let image = unpacked(&files.path().join("boot"))?
-        .with_context(|| format!("Debian's package {package} holds no boot/vmlinuz"))?;
+    let image = match unpacked(&files.path().join("boot"))? {
+        Some(image) => image,
+        None => among_modules(&files.path().join("usr/lib/modules"))?
+            .with_context(|| format!("Debian's package {package} holds no vmlinuz"))?,
+    };
     ensure!(
         image.release.starts_with(&format!("{}.", kernel.release)),
         "{} has Linux {} by now, not {}",
@@ -135,6 +138,24 @@ fn unpacked(folder: &Path) -> Result<Option<Image>> {
             return Ok(Some(Image {
                 release: release.to_owned(),
                 path: path.clone(),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// The `RELEASE/vmlinuz` in a folder: newer packages have it so.
+fn among_modules(folder: &Path) -> Result<Option<Image>> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Ok(None);
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path().join("vmlinuz");
+        if path.is_file() {
+            return Ok(Some(Image {
+                path,
+                release: entry.file_name().to_string_lossy().into_owned(),
             }));
         }
     }
