@@ -6,7 +6,7 @@ use core::{
 };
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext as _, Global,
     bindings::{BPF_RB_NO_WAKEUP, bpf_user_pt_regs_t},
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
@@ -20,7 +20,14 @@ use leaktrace_common::{
     event::{Header, Kind, Loss},
 };
 
-use crate::maps::{BINARIES, EVENTS, HITS, LOST};
+use crate::maps::{BINARIES, COOKIES, EVENTS, HITS, LOST};
+
+/// Whether the kernel has attach cookies (Linux 5.15); the loader says so before the programs are verified.
+///
+/// The verifier knows what a frozen global holds, so it never looks at the branch that is not taken, and
+/// removes it: the helper of newer kernels is no offence on an older one.
+#[unsafe(no_mangle)]
+static HAS_COOKIES: Global<u32> = Global::new(1);
 
 /// One hit of a probe.
 pub struct Hit {
@@ -35,8 +42,7 @@ impl Hit {
     /// Counts the hit and finds the binary's table; `None` when the slot was not filled.
     #[inline(always)]
     pub fn new(context: ProbeContext, kind: Kind) -> Option<Self> {
-        // SAFETY: the context is the one that the kernel gave to this program.
-        let cookie = Cookie::from_bits(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
+        let cookie = Cookie::from_bits(cookie(&context, kind));
         count(
             &HITS,
             u32::from(cookie.slot) * Kind::COUNT + u32::from(kind as u16),
@@ -194,6 +200,16 @@ impl Hit {
 pub fn submit<T>(mut entry: RingBufEntry<T>, record: T) {
     entry.write(record);
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
+}
+
+/// The cookie of the probe that was hit. Without cookies in the kernel all probes of a kind share one.
+#[inline(always)]
+fn cookie(context: &ProbeContext, kind: Kind) -> u64 {
+    if HAS_COOKIES.load() != 0 {
+        // SAFETY: the context is the one that the kernel gave to this program.
+        return unsafe { bpf_get_attach_cookie(context.as_ptr()) };
+    }
+    COOKIES.get(kind as u32).copied().unwrap_or(0)
 }
 
 #[inline(always)]

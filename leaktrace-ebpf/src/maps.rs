@@ -18,6 +18,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 pub static BINARIES: Array<BinaryConfig> = Array::with_max_entries(SLOTS, 0);
 
+/// For kernels without attach cookies: the one cookie of all probes of a kind, by the kind's number.
+#[map]
+pub static COOKIES: Array<u64> = Array::with_max_entries(Kind::COUNT, 0);
+
 /// Creation stacks by `StackKey`: return addresses, innermost first, 0 after the last.
 #[map]
 pub static STACKS: HashMap<u64, [u64; STACK_DEPTH]> = HashMap::with_max_entries(STACK_COUNT, 0);

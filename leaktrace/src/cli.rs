@@ -33,6 +33,8 @@ pub enum Command {
     Diff(Diff),
     /// Show what is in a Go program: release, build, and every instruction that a probe would sit on.
     Inspect(Inspect),
+    /// Find out whether programs can be traced on this machine. Exit code: 0 with probes, 1 only snapshots, 2 nothing.
+    Check(Check),
 }
 
 /// Arguments of `snapshot`.
@@ -127,6 +129,14 @@ pub struct Diff {
     /// The later one.
     #[arg(value_name = "B")]
     pub after: PathBuf,
+    #[command(flatten)]
+    /// Where the answer goes.
+    pub output: Output,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Args)]
+pub struct Check {
     #[command(flatten)]
     /// Where the answer goes.
     pub output: Output,

@@ -44,5 +44,8 @@ pub mod verdict;
 /// 8. Tell people and machines.
 pub mod export;
 
+/// Can this machine be traced?
+pub mod host;
+
 pub mod address;
 pub mod clock;

@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Daemon(arguments) => command::daemon::run(&arguments),
         Command::Diff(arguments) => command::diff::run(&arguments),
         Command::Inspect(arguments) => command::inspect::run(&arguments),
+        Command::Check(arguments) => command::check::run(&arguments),
     };
     match outcome {
         Ok(code) => code,

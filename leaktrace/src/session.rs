@@ -100,7 +100,11 @@ impl Session {
             return Ok(());
         }
         let pid = self.process.id.pid;
-        let plan = probe::plan(&self.program.sites, level);
+        let mut plan = probe::plan(&self.program.sites, level);
+        let options = LoadOptions::default();
+        if !options.cookies {
+            plan = plan.without_cookies();
+        }
         if plan.points.is_empty() {
             let reasons: Vec<String> = plan
                 .refused
@@ -112,7 +116,7 @@ impl Session {
                 reasons.join("; ")
             );
         }
-        let (mut probes, ring) = Probes::load(&LoadOptions::default())?;
+        let (mut probes, ring) = Probes::load(&options)?;
         let attached = probes
             .attach(&AttachRequest {
                 executable: self.process.executable(),
@@ -122,6 +126,7 @@ impl Session {
             })
             .with_context(|| format!("cannot put probes on process {pid}"))?;
         self.ledger.listen(monotonic_ns());
+        tracing::info!(pid = pid.0, probes = attached.len(), "the probes are on");
         self.watch = Some(Watch {
             attached,
             ring,

@@ -186,6 +186,51 @@ fn births_and_ends_are_exact_and_carry_their_stack() {
 }
 
 #[test]
+fn without_attach_cookies_the_counts_are_as_exact() {
+    on_each_release(&["1.22", "1.27"], |binary, minor| {
+        let mut program = Program::start(binary);
+        if Probes::load(&LoadOptions::default()).is_err() {
+            return println!("skipped: probes cannot be loaded here");
+        }
+        let old_kernel = LoadOptions {
+            cookies: false,
+            ..LoadOptions::default()
+        };
+        let (mut probes, mut ring) = Probes::load(&old_kernel).expect("loading");
+        let binary = Binary::open(binary, minor);
+        let points = binary.points(&[Kind::Born, Kind::Ended]);
+        let request = binary.request(program.pid(), &points);
+        let set = probes.attach(&request).expect("attaching");
+        assert!(matches!(
+            probes.attach(&request),
+            Err(ProbeError::NoCookies(_))
+        ));
+
+        program.tell("spawn 1000");
+        program.tell("leak 10");
+        let events = collect(&mut ring, |events| count(events) == probes.hits(&set));
+        let goroutines: Vec<_> = goroutine_events(&events).collect();
+        assert_eq!(births(&goroutines, &binary, "main.spawn").len(), 1000);
+        assert_eq!(births(&goroutines, &binary, "main.leak").len(), 10);
+        assert!(goroutines.iter().all(|event| event.slot == set.slot()));
+        assert_eq!(probes.lost(&set), [0; Loss::COUNT as usize]);
+
+        // The next set may use other registers for the same kinds.
+        drop(set);
+        let mut mixed = points.clone();
+        mixed.extend(points.iter().cloned().map(|point| Point {
+            register: point.register ^ 1,
+            ..point
+        }));
+        assert!(matches!(
+            probes.attach(&binary.request(program.pid(), &mixed)),
+            Err(ProbeError::NoCookies(_))
+        ));
+        assert!(probes.attach(&request).is_ok());
+    });
+}
+
+#[test]
 fn a_goroutine_that_a_timer_started_has_no_creation_stack() {
     on_each_release(&["1.22", "1.25", "1.27"], |binary, minor| {
         let mut program = Program::start(binary);
@@ -282,6 +327,7 @@ fn what_does_not_fit_is_counted() {
     on_each_release(&["1.25"], |binary, minor| {
         let mut program = Program::start(binary);
         let small = LoadOptions {
+            cookies: leaktrace::probe::has_cookies(),
             ring_bytes: 4096,
             stacks: 1,
         };

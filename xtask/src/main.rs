@@ -13,6 +13,7 @@ mod go;
 mod offsets;
 mod test;
 mod tools;
+mod vm_test;
 
 /// The project's own commands.
 #[derive(Parser)]
@@ -34,6 +35,8 @@ enum Command {
     Fixture(fixtures::Arguments),
     /// Fetch the real servers that tests attach to
     Tools(tools::Arguments),
+    /// Boot Debian's kernels in emulated machines, and trace Go programs on them
+    VmTest(vm_test::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Go(arguments) => done(go::run(&arguments)),
         Command::Fixture(arguments) => done(fixtures::run(&arguments)),
         Command::Tools(arguments) => done(tools::run(&arguments)),
+        Command::VmTest(arguments) => vm_test::run(&arguments),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

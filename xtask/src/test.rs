@@ -5,7 +5,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use leaktrace_fixtures::toolchain::PINNED;
 use leaktrace_fixtures::{repository, target_dir};
 
-use crate::{go, tools};
+use crate::{go, tools, vm_test};
 
 /// Go releases that the tests build fixtures with.
 const RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
@@ -55,6 +55,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         ebpf_objects(&mut report);
     }
     tests(&cargo, arguments, &mut report)?;
+    if arguments.filter.is_none() && !arguments.quick {
+        virtual_machines(&mut report)?;
+    }
     if arguments.filter.is_none() {
         if !arguments.quick {
             let doc = ["doc", "--workspace", "--no-deps"];
@@ -121,17 +124,29 @@ fn tests(cargo: &OsString, arguments: &Arguments, report: &mut Report) -> Result
         command.env("LEAKTRACE_QUICK", "1");
     }
     report.run("tests", &mut command);
-    let mut lines: Vec<_> = fs::read_to_string(&skips)?
-        .lines()
-        .map(str::to_owned)
-        .collect();
-    lines.sort();
-    lines.dedup();
-    for line in lines {
-        let (test, reason) = line.split_once(": ").unwrap_or((&line, "no reason given"));
-        report.skip(test, reason);
+    report.skips_in(&skips)
+}
+
+/// Traces Go programs on other kernels, and on the other architecture, in emulated machines.
+fn virtual_machines(report: &mut Report) -> Result<()> {
+    let step = "kernels in virtual machines";
+    let skips = target_dir().join("skipped-kernels.txt");
+    fs::write(&skips, "").with_context(|| format!("writing {}", skips.display()))?;
+    let Ok(this) = env::current_exe() else {
+        report.skip(step, "the path of xtask itself is not known");
+        return Ok(());
+    };
+    Report::announce(step);
+    let begin = Instant::now();
+    let mut command = Command::new(this);
+    command.arg("vm-test").env("LEAKTRACE_SKIPS", &skips);
+    match status(&mut command) {
+        Some(code) if code == i32::from(vm_test::EXIT_SKIPPED) => {
+            report.skip(step, "no machine could be booted here");
+        }
+        code => report.note(step, code == Some(0), begin),
     }
-    Ok(())
+    report.skips_in(&skips)
 }
 
 /// Checks the licences of all dependencies.
@@ -193,6 +208,21 @@ impl Report {
     /// Notes that something is left out, and why.
     fn skip(&mut self, what: &str, reason: &str) {
         self.skipped.push((what.to_owned(), reason.to_owned()));
+    }
+
+    /// Reads what a step left out from the file that it wrote them to.
+    fn skips_in(&mut self, path: &Path) -> Result<()> {
+        let mut lines: Vec<_> = fs::read_to_string(path)?
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        lines.sort();
+        lines.dedup();
+        for line in lines {
+            let (what, reason) = line.split_once(": ").unwrap_or((&line, "no reason given"));
+            self.skip(what, reason);
+        }
+        Ok(())
     }
 
     /// Prints the summary; an error when a step failed.

@@ -66,7 +66,7 @@ fn unpack(package: &str) -> Result<()> {
 }
 
 /// Runs a command without its chatter; its last line becomes the error.
-fn silently(command: &mut Command) -> Result<()> {
+pub fn silently(command: &mut Command) -> Result<()> {
     let name = command.get_program().display().to_string();
     let output = match command.stdin(Stdio::null()).output() {
         Ok(output) => output,

@@ -1,5 +1,6 @@
 //! What each subcommand does, one file each.
 
+pub mod check;
 pub mod daemon;
 pub mod diff;
 pub mod inspect;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    maps::{MapError, PerCpuValues},
+    maps::{Array, MapData, MapError, PerCpuValues},
     programs::{
         ProgramError,
         uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
@@ -83,8 +83,16 @@ impl Probes {
         for probe in request.points {
             verify(request.executable, probe)?;
         }
+        if self.shared_cookies.is_some() && self.slots.iter().any(|user| user.strong_count() > 0) {
+            return Err(ProbeError::NoCookies(
+                "one set of programs serves one process at a time",
+            ));
+        }
         let (slot, lease) = self.lease_slot()?;
         self.prepare(slot, request.binary)?;
+        if let Some(cookies) = &mut self.shared_cookies {
+            share_cookies(cookies, slot, request.points)?;
+        }
         let mut set = AttachedSet {
             slot,
             links: Vec::with_capacity(request.points.len()),
@@ -107,13 +115,10 @@ impl Probes {
     ) -> Result<UProbeLink, ProbeError> {
         let point = UProbeAttachPoint {
             location: UProbeAttachLocation::AbsoluteOffset(probe.offset.0),
-            cookie: Some(
-                Cookie {
-                    slot,
-                    register: probe.register,
-                }
-                .to_bits(),
-            ),
+            cookie: self
+                .shared_cookies
+                .is_none()
+                .then(|| cookie(slot, probe).to_bits()),
         };
         // The kernel opens the path again; through our descriptor it cannot be another file.
         let path = format!("/proc/self/fd/{}", request.executable.as_raw_fd());
@@ -181,6 +186,36 @@ impl Probes {
     }
 }
 
+/// What the programs must know of one probe.
+fn cookie(slot: u16, probe: &Point) -> Cookie {
+    Cookie {
+        slot,
+        register: probe.register,
+    }
+}
+
+/// Tells the programs the one cookie of each kind, before any probe is on.
+fn share_cookies(
+    cookies: &mut Array<MapData, u64>,
+    slot: u16,
+    points: &[Point],
+) -> Result<(), ProbeError> {
+    for (index, probe) in points.iter().enumerate() {
+        let earlier = points.get(..index).unwrap_or_default();
+        if (earlier.iter())
+            .any(|other| other.kind == probe.kind && other.register != probe.register)
+        {
+            return Err(ProbeError::NoCookies(
+                "two probes of one kind cannot find their object in two registers",
+            ));
+        }
+        cookies
+            .set(probe.kind as u32, cookie(slot, probe).to_bits(), 0)
+            .map_err(|error| map_error("cookies", &error))?;
+    }
+    Ok(())
+}
+
 /// Refuses to probe an instruction that is not the one that was found.
 fn verify(executable: &File, probe: &Point) -> Result<(), ProbeError> {
     let mut found = vec![0; probe.bytes.len()];
@@ -202,9 +237,6 @@ fn verify(executable: &File, probe: &Point) -> Result<(), ProbeError> {
 
 fn attach_error(pid: NonZeroU32, probe: &Point, error: &ProgramError) -> ProbeError {
     match error {
-        ProgramError::AttachCookieNotSupported => ProbeError::KernelTooOld {
-            missing: "attach cookies for eBPF",
-        },
         ProgramError::SyscallError(SyscallError { io_error, .. }) if is_permission(io_error) => {
             ProbeError::NotPermitted {
                 doing: "attach uprobes",

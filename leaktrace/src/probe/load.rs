@@ -23,6 +23,9 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Distinct creation stacks.
     pub stacks: u32,
+    /// Whether attach cookies are used; without them one process at a time can have probes, and all
+    /// probes of one kind must find their object in the same register.
+    pub cookies: bool,
 }
 
 impl Default for LoadOptions {
@@ -30,18 +33,26 @@ impl Default for LoadOptions {
         Self {
             ring_bytes: limits::RING_BYTES,
             stacks: limits::STACKS,
+            cookies: has_cookies(),
         }
     }
+}
+
+/// Whether this kernel has attach cookies (Linux 5.15): found out by loading a program that asks for one.
+#[must_use]
+pub fn has_cookies() -> bool {
+    aya::features().bpf_cookie() && aya::features().bpf_perf_link()
 }
 
 impl Probes {
     /// Loads the maps and makes the programs ready; answers with the ring buffer's reading end too.
     ///
-    /// The memlock limit does not matter: Linux has charged maps to the memory cgroup since 5.11.
+    /// The memlock limit matters only before Linux 5.11, which charges maps to the memory cgroup; there aya raises it.
     pub fn load(options: &LoadOptions) -> Result<(Self, Ring), ProbeError> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("EVENTS", options.ring_bytes.next_power_of_two())
             .map_max_entries("STACKS", options.stacks)
+            .override_global("HAS_COOKIES", &u32::from(options.cookies), true)
             .load(OBJECT)
             .map_err(object_error)?;
         let flush_log: Option<Box<dyn FnMut() + Send>> = match EbpfLogger::init(&mut ebpf) {
@@ -57,6 +68,11 @@ impl Probes {
             stacks: take(&mut ebpf, "STACKS")?,
             lost: take(&mut ebpf, "LOST")?,
             hits: take(&mut ebpf, "HITS")?,
+            shared_cookies: if options.cookies {
+                None
+            } else {
+                Some(take(&mut ebpf, "COOKIES")?)
+            },
             ebpf,
             slots: Vec::new(),
             next_slot: 0,
@@ -132,12 +148,6 @@ fn program_error(program: &'static str, error: ProgramError) -> ProbeError {
         return ProbeError::Object(with_causes(&error));
     };
     let log = verifier_log.to_string();
-    // bpf_get_attach_cookie is helper 174, since Linux 5.15.
-    if log.contains("unknown#174") || log.contains("invalid func 174") {
-        return ProbeError::KernelTooOld {
-            missing: "attach cookies for eBPF",
-        };
-    }
     if is_permission(io_error) && log.trim().is_empty() {
         return ProbeError::NotPermitted {
             doing: "load eBPF programs",
@@ -188,10 +198,22 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
 
-    /// Needs root, or passes and says so; then an old kernel must be told from a refusing verifier.
     #[test]
     fn every_program_passes_the_verifier() {
-        match Probes::load(&LoadOptions::default()) {
+        load_all(&LoadOptions::default());
+    }
+
+    #[test]
+    fn every_program_passes_the_verifier_without_cookies() {
+        load_all(&LoadOptions {
+            cookies: false,
+            ..LoadOptions::default()
+        });
+    }
+
+    /// Needs root, or passes and says so; then an old kernel must be told from a refusing verifier.
+    fn load_all(options: &LoadOptions) {
+        match Probes::load(options) {
             Ok((mut probes, _ring)) => {
                 for kind in Kind::ALL {
                     match probes.program(kind) {

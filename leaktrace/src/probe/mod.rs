@@ -7,6 +7,7 @@
 mod attach;
 mod load;
 mod plan;
+mod trial;
 
 use std::{io, sync::Weak};
 
@@ -20,9 +21,10 @@ use leaktrace_common::{
     event::{Kind, Loss},
     limits::STACK_DEPTH,
 };
-pub use load::LoadOptions;
+pub use load::{LoadOptions, has_cookies};
 pub use plan::{Level, Plan, Point, binary_config, plan};
 use thiserror::Error;
+pub use trial::{Features, Offer, Trial, features, try_probe};
 
 use crate::{
     address::{FileOffset, RuntimeAddr},
@@ -36,6 +38,8 @@ pub struct Probes {
     stacks: HashMap<MapData, u64, [u64; STACK_DEPTH]>,
     lost: PerCpuArray<MapData, u64>,
     hits: PerCpuArray<MapData, u64>,
+    /// Where the programs look for their cookies when the kernel gives them none; by kind.
+    shared_cookies: Option<Array<MapData, u64>>,
     /// A slot is in use while its set lives.
     slots: Vec<Weak<()>>,
     next_slot: usize,
@@ -107,9 +111,9 @@ pub enum ProbeError {
         /// What was tried.
         doing: &'static str,
     },
-    /// The kernel is older than 5.15.
+    /// The kernel is older than 5.8.
     #[error(
-        "this kernel has no {missing}: probes need Linux 5.15 or later; `leaktrace snapshot` works without"
+        "this kernel has no {missing}: probes need Linux 5.8 or later; `leaktrace snapshot` works without"
     )]
     KernelTooOld {
         /// What it lacks.
@@ -139,6 +143,12 @@ pub enum ProbeError {
     /// Every slot is taken.
     #[error("{0} processes have probes already: stop tracing one of them first")]
     NoSlot(u32),
+    /// The kernel has no attach cookies, and the probes could not be told apart without.
+    #[error("this kernel has no attach cookies (Linux 5.15 or later has): {0}")]
+    NoCookies(&'static str),
+    /// The probe on leaktrace itself could not be tried.
+    #[error("no probe could be tried: {0}")]
+    NoTrial(&'static str),
     /// The executable could not be read.
     #[error("the executable cannot be read at offset {offset}: {error}")]
     Unreadable {

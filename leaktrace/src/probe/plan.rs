@@ -57,6 +57,30 @@ pub struct Plan {
     pub refused: Vec<(Kind, String)>,
 }
 
+impl Plan {
+    /// The plan for a kernel without attach cookies, where all probes of a kind find their object in the
+    /// same register: a kind whose sites differ is refused.
+    #[must_use]
+    pub fn without_cookies(mut self) -> Self {
+        for kind in Kind::ALL {
+            let mut of_kind = self.points.iter().filter(|point| point.kind == kind);
+            let Some(first) = of_kind.next() else {
+                continue;
+            };
+            if of_kind.any(|point| point.register != first.register) {
+                self.points.retain(|point| point.kind != kind);
+                self.refused.push((
+                    kind,
+                    "its sites hold the object in different registers, and this kernel has no attach cookies \
+                     to tell them apart: Linux 5.15 or later has"
+                        .to_owned(),
+                ));
+            }
+        }
+        self
+    }
+}
+
 /// One probe on one instruction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Point {
@@ -171,6 +195,23 @@ mod tests {
         assert_eq!(kinds(Level::Lifecycle).len(), 6);
         assert!(!kinds(Level::Lifecycle).contains(&Kind::Parked));
         assert_eq!(kinds(Level::Full), Kind::ALL);
+    }
+
+    #[test]
+    fn without_cookies_the_sites_of_a_kind_must_agree_on_the_register() {
+        let mut sites = [
+            site(Kind::Born, 1),
+            site(Kind::Ended, 2),
+            site(Kind::Ended, 3),
+        ];
+        let plan_of = |sites: &[SiteChoice]| plan(sites, Level::Lifecycle).without_cookies();
+        assert_eq!(plan_of(&sites).points.len(), 3);
+        if let Ok(found) = &mut sites[2].found {
+            found[0].register = 3;
+        }
+        let plan = plan_of(&sites);
+        assert_eq!(plan.points.len(), 1);
+        assert!(plan.refused.iter().any(|(kind, _)| *kind == Kind::Ended));
     }
 
     #[test]
