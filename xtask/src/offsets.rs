@@ -30,8 +30,10 @@ pub struct Arguments {
 
 /// Writes the table; prints what it was made from.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let (files, directories): (Vec<_>, Vec<_>) =
-        arguments.sources.iter().partition(|source| source.is_file());
+    let (files, directories): (Vec<_>, Vec<_>) = arguments
+        .sources
+        .iter()
+        .partition(|source| source.is_file());
     let mut roots = Vec::new();
     for directory in directories {
         roots.extend(toolchains(directory)?);
@@ -164,12 +166,13 @@ fn merge(measured: Vec<Value>) -> Result<Vec<Value>> {
             .iter()
             .map(|one| one["measured"].clone())
             .collect();
-        let offsets = of_release[0]["offsets"].clone();
-        if of_release.iter().any(|one| one["offsets"] != offsets) {
+        let (offsets, reasons) = (&of_release[0]["offsets"], &of_release[0]["wait_reasons"]);
+        let same = |one: &Value| one["offsets"] == *offsets && one["wait_reasons"] == *reasons;
+        if !of_release.iter().all(same) {
             bail!("{names:?} differ: the table must learn to tell them apart");
         }
         if let Some(before) = table.last_mut().filter(|before| before["minor"] == minor) {
-            if before["offsets"] == offsets {
+            if same(before) {
                 before["measured"]
                     .as_array_mut()
                     .context("a list")?
@@ -177,11 +180,11 @@ fn merge(measured: Vec<Value>) -> Result<Vec<Value>> {
                 continue;
             }
             table.push(
-                json!({"minor": minor, "from_patch": patch, "measured": names, "offsets": offsets}),
+                json!({"minor": minor, "from_patch": patch, "measured": names, "offsets": offsets, "wait_reasons": reasons}),
             );
         } else {
             table.push(
-                json!({"minor": minor, "from_patch": 0, "measured": names, "offsets": offsets}),
+                json!({"minor": minor, "from_patch": 0, "measured": names, "offsets": offsets, "wait_reasons": reasons}),
             );
         }
     }
@@ -198,6 +201,7 @@ mod tests {
             "patch": patch,
             "measured": format!("go1.30.{patch} {arch}"),
             "offsets": {"g_goid": goid},
+            "wait_reasons": [""],
         })
     }
 
@@ -214,9 +218,9 @@ mod tests {
             table,
             [
                 json!({"minor": 30, "from_patch": 0, "measured": ["go1.30.2 amd64", "go1.30.3 amd64"],
-                       "offsets": {"g_goid": 152}}),
+                       "offsets": {"g_goid": 152}, "wait_reasons": [""]}),
                 json!({"minor": 30, "from_patch": 4, "measured": ["go1.30.4 amd64", "go1.30.4 arm64"],
-                       "offsets": {"g_goid": 160}}),
+                       "offsets": {"g_goid": 160}, "wait_reasons": [""]}),
             ]
         );
     }

@@ -8,11 +8,13 @@
 mod goroutines;
 mod layout;
 mod memory;
+mod self_check;
 mod timers;
 
 pub use goroutines::{Goroutine, Status};
-pub use layout::{Layout, TimerFunctions};
+pub use layout::{Anchors, Layout, TimerFunctions};
 pub use memory::{LiveMemory, Memory, MemoryError, Piece};
+pub use self_check::{Distrust, SelfCheck, self_check};
 pub use timers::{Timer, TimerKind};
 
 use crate::address::RuntimeAddr;

@@ -4,6 +4,8 @@
 
 pub mod raw;
 
+use std::ops::Range;
+
 use raw::{HEADER_BYTES, Header, Tables};
 
 use super::Refusal;
@@ -163,6 +165,12 @@ impl Pclntab {
     /// Like [`Pclntab::frames`] for a return address: what matters is the call before it.
     pub fn frames_of_return(&self, pc: VirtAddr, out: &mut Vec<Frame>) {
         self.frames(VirtAddr(pc.0.saturating_sub(1)), out);
+    }
+
+    /// The code that the table covers.
+    #[must_use]
+    pub fn code(&self) -> Range<VirtAddr> {
+        self.tables.code()
     }
 
     /// How many functions there are.
