@@ -4,14 +4,14 @@
 //! says is compared with what the code and data of the binary show: the list of wait reasons, which nearly every
 //! release has changed, and the place of a P's timers, which since Go 1.23 its code gives away.
 
-use super::Globals;
-use super::Refusal;
 use super::buildinfo::GoVersion;
 use super::code::CodeView;
 use super::decode::Listing;
 use super::elf::Elf;
 use super::globals::STRING_HEADER;
 use super::offsets::{Offsets, Release};
+use super::pclntab::Pclntab;
+use super::{Code, Globals, Refusal};
 use crate::address::VirtAddr;
 
 /// Longest name of a wait reason that is read; the longest of Go 1.27 has 29 bytes.
@@ -78,6 +78,33 @@ fn wait_reasons(elf: &Elf<'_>, table: VirtAddr, count: u64) -> Option<Vec<String
             String::from_utf8(bytes).ok()
         })
         .collect()
+}
+
+/// The release that compiled a binary without build information and symbols, which some projects cut out.
+///
+/// `schedinit` compares `runtime.buildVersion` with the empty string, only to keep it in the binary
+/// (src/runtime/proc.go). To find that function one must know where module data has its fields, which differs by
+/// release: so each known release is tried, and an answer that is no release's name is none.
+#[must_use]
+pub fn build_version_by_code(elf: &Elf<'_>) -> Option<String> {
+    let releases = super::offsets::table().ok()?;
+    let functions = releases
+        .iter()
+        .rev()
+        .find_map(|release| Pclntab::read(elf, &release.offsets).ok())?;
+    let view = Code {
+        elf,
+        functions: &functions,
+    };
+    let function = view.function("runtime.schedinit")?;
+    let listing = Listing::decode(view.arch(), &function).ok()?;
+    listing.addresses().into_iter().find_map(|address| {
+        // The code names the string's header, or the length in it.
+        [address, VirtAddr(address.0.wrapping_sub(8))]
+            .into_iter()
+            .filter_map(|header| super::buildinfo::go_string(elf, header))
+            .find(|text| GoVersion::parse(text).is_some())
+    })
 }
 
 /// `p.timers` as the code of `timeSleepUntil` has it: for each P it reads `timers.minWhenModified`, then the field

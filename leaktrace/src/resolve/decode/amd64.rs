@@ -147,6 +147,19 @@ fn reference(instruction: &Instruction) -> Option<Reference> {
     })
 }
 
+/// Every address in the form `[rip+d]`.
+pub fn addresses(instructions: &[Instruction]) -> Vec<VirtAddr> {
+    instructions
+        .iter()
+        .filter_map(|instruction| match &instruction.machine {
+            Machine::Amd64(machine) if machine.is_ip_rel_memory_operand() => {
+                Some(VirtAddr(machine.ip_rel_memory_address()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 /// The distances in `mov r64, [register+d]`.
 pub fn fields_read(instructions: &[Instruction]) -> Vec<u64> {
     instructions
