@@ -7,7 +7,7 @@ use std::env;
 use std::fs::File;
 
 use anyhow::Context;
-use leaktrace::resolve::{buildinfo, dwarf, elf::Elf};
+use leaktrace::resolve::{buildinfo, dwarf, elf::Elf, release};
 
 fn main() -> anyhow::Result<()> {
     for path in env::args().skip(1) {
@@ -15,11 +15,14 @@ fn main() -> anyhow::Result<()> {
         let elf = Elf::open(&file).with_context(|| format!("reading {path}"))?;
         let build = buildinfo::read(&elf).with_context(|| format!("reading {path}"))?;
         let offsets = dwarf::offsets(&elf).with_context(|| format!("no usable DWARF in {path}"))?;
+        let names = release::wait_reasons_by_symbol(&elf)
+            .with_context(|| format!("no names of wait reasons in {path}"))?;
         let line = serde_json::json!({
             "minor": build.go.minor,
             "patch": build.go.patch,
             "measured": format!("{} {}", build.go, build.goarch),
             "offsets": offsets,
+            "wait_reasons": names,
         });
         println!("{line}");
     }

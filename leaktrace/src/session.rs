@@ -6,18 +6,20 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::rc::Rc;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
 
-use crate::census::{self, Layout, LiveMemory, stacks, waits};
+use crate::census::{self, Distrust, Layout, LiveMemory, MemoryError, SelfCheck, stacks, waits};
 use crate::clock::monotonic_ns;
 use crate::event::{Change, Ring};
 use crate::export::Report;
 use crate::export::report::{Events, Facts, Places, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, Level, LoadOptions, Probes};
-use crate::resolve::{self, Program};
+use crate::resolve::elf::Elf;
+use crate::resolve::{self, Program, Refusal};
 use crate::target::{Pid, Process};
 
 /// Everything about one running target.
@@ -61,27 +63,30 @@ pub enum Depth {
 const DRAIN_RECORDS: usize = 1 << 20;
 
 impl Session {
-    /// Looks at the process and its executable. Nothing is attached, nothing is read from its memory but the
-    /// names of its wait reasons.
+    /// Looks at the process and its executable. Nothing is attached; of its memory a sample is read, to see that
+    /// it is what the executable says.
     ///
     /// # Errors
-    /// When there is no such process, it is out of bounds, or it is nothing that leaktrace can read.
+    /// When there is no such process, it is out of bounds, it is nothing that leaktrace can read, or its memory
+    /// contradicts its executable.
     pub fn open(pid: Pid) -> anyhow::Result<Self> {
         let process = Process::open(pid)?;
-        let program = resolve::resolve(process.executable())
-            .with_context(|| format!("cannot trace process {pid} ({})", process.exe.display()))?;
-        let program = Rc::new(program);
+        let refused = || format!("cannot trace process {pid} ({})", process.exe.display());
+        let program = match resolve::resolve_running(process.executable()) {
+            Err(Refusal::NotGo) => return Err(not_go(&process)).with_context(refused),
+            other => Rc::new(other.with_context(refused)?),
+        };
         let bias = process.load_bias(program.program_headers);
         let layout = Layout::new(&program, bias);
         let memory = LiveMemory::new(pid);
-        let wait_reasons = census::wait_reasons(&memory, &layout)?;
+        let believed = believe(&memory, &layout).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
         Ok(Self {
             process,
             program,
             layout,
             memory,
-            wait_reasons,
+            wait_reasons: believed.wait_reasons,
             symbols,
             ledger: Ledger::default(),
             places: Places::default(),
@@ -89,6 +94,12 @@ impl Session {
             watched_since_ns: None,
             counted_ns: 0,
         })
+    }
+
+    /// The executable.
+    #[must_use]
+    pub fn program(&self) -> &Program {
+        &self.program
     }
 
     /// Puts the probes of `level` on. What cannot be probed is in the report with its reason.
@@ -178,7 +189,7 @@ impl Session {
         // Every event from before the census ended must be booked first. A probe stamps its record some
         // microseconds before it is in the ring, on another processor; so look again a moment later.
         self.drain();
-        std::thread::sleep(std::time::Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(1));
         self.drain();
         let drift = self.ledger.reconcile(&census, &self.symbols);
         self.watched_since_ns.get_or_insert(census.started_ns);
@@ -249,6 +260,48 @@ impl Session {
         events.lost_by_cause = lost;
         events
     }
+}
+
+/// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
+fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
+    const TRIES: u32 = 10;
+    const PAUSE: Duration = Duration::from_millis(30);
+    let mut tries = 1;
+    loop {
+        match census::self_check(memory, layout) {
+            Ok(believed) => return Ok(believed),
+            Err(Distrust::Memory(error @ (MemoryError::Exited(_) | MemoryError::Denied(_)))) => {
+                return Err(error.into());
+            }
+            Err(reason @ Distrust::NotStarted) if tries == TRIES => {
+                return Err(reason).context("try again when it runs");
+            }
+            Err(reason) if tries == TRIES => {
+                return Err(reason).context(
+                    "its memory is not what its Go release has, so nothing in it is believed",
+                );
+            }
+            Err(_) => {
+                tries += 1;
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+/// Why a process whose executable is no Go program cannot be traced: Go code may have been loaded into it.
+fn not_go(process: &Process) -> anyhow::Error {
+    for (path, file) in process.mapped_files() {
+        let Ok(elf) = Elf::open(&file) else { continue };
+        if let Ok(build) = resolve::buildinfo::read(&elf) {
+            return anyhow!(
+                "this is not a Go program, but one that has loaded Go code: {} ({}); leaktrace traces Go programs only",
+                path.display(),
+                build.go.text.escape_debug()
+            );
+        }
+    }
+    Refusal::NotGo.into()
 }
 
 /// A kind of event as users see it.

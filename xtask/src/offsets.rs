@@ -1,7 +1,9 @@
-//! `cargo xtask offsets [DIR…]`: makes leaktrace's table of struct offsets from what real toolchains compile.
+//! `cargo xtask offsets [DIR|FILE…]`: makes leaktrace's table of struct offsets from what real toolchains compile.
 //!
 //! Each toolchain compiles one small program for each architecture; leaktrace's own DWARF reader (the example
-//! `dwarf_offsets`) reads the offsets; releases in which nothing moved become one entry.
+//! `dwarf_offsets`) reads the offsets; releases in which nothing moved become one entry. Of a release that has no
+//! toolchain to be fetched (1.18, 1.20), a finished binary with DWARF serves as well: the structures of the runtime
+//! do not depend on the program. The entry names every release and architecture that it was measured on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,27 +23,34 @@ const PROGRAM: &str = "package main\n\nfunc main() {}\n";
 /// Arguments of `cargo xtask offsets`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// GOROOTs, or directories that hold them as goVERSION/go
+    /// GOROOTs, directories that hold them as goVERSION/go, or Go binaries with DWARF
     #[arg(default_value = "target/go")]
-    directories: Vec<PathBuf>,
+    sources: Vec<PathBuf>,
 }
 
 /// Writes the table; prints what it was made from.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let (files, directories): (Vec<_>, Vec<_>) = arguments
+        .sources
+        .iter()
+        .partition(|source| source.is_file());
     let mut roots = Vec::new();
-    for directory in &arguments.directories {
+    for directory in directories {
         roots.extend(toolchains(directory)?);
     }
     if Path::new(DEBIAN).join("bin/go").is_file() {
         roots.push(DEBIAN.into());
     }
     ensure!(
-        !roots.is_empty(),
+        !roots.is_empty() || !files.is_empty(),
         "no Go toolchain found; fetch them with `cargo xtask go`"
     );
     let work = std::env::temp_dir().join(format!("leaktrace-offsets-{}", std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
-    let measured = compile(&roots, &work).and_then(|binaries| measure(&binaries));
+    let measured = compile(&roots, &work).and_then(|mut binaries| {
+        binaries.extend(files.into_iter().cloned());
+        measure(&binaries)
+    });
     // The program and its binaries are no use to anyone once they are measured.
     fs::remove_dir_all(&work).with_context(|| format!("removing {}", work.display()))?;
     let table = merge(measured?)?;
@@ -157,12 +166,13 @@ fn merge(measured: Vec<Value>) -> Result<Vec<Value>> {
             .iter()
             .map(|one| one["measured"].clone())
             .collect();
-        let offsets = of_release[0]["offsets"].clone();
-        if of_release.iter().any(|one| one["offsets"] != offsets) {
+        let (offsets, reasons) = (&of_release[0]["offsets"], &of_release[0]["wait_reasons"]);
+        let same = |one: &Value| one["offsets"] == *offsets && one["wait_reasons"] == *reasons;
+        if !of_release.iter().all(same) {
             bail!("{names:?} differ: the table must learn to tell them apart");
         }
         if let Some(before) = table.last_mut().filter(|before| before["minor"] == minor) {
-            if before["offsets"] == offsets {
+            if same(before) {
                 before["measured"]
                     .as_array_mut()
                     .context("a list")?
@@ -170,11 +180,11 @@ fn merge(measured: Vec<Value>) -> Result<Vec<Value>> {
                 continue;
             }
             table.push(
-                json!({"minor": minor, "from_patch": patch, "measured": names, "offsets": offsets}),
+                json!({"minor": minor, "from_patch": patch, "measured": names, "offsets": offsets, "wait_reasons": reasons}),
             );
         } else {
             table.push(
-                json!({"minor": minor, "from_patch": 0, "measured": names, "offsets": offsets}),
+                json!({"minor": minor, "from_patch": 0, "measured": names, "offsets": offsets, "wait_reasons": reasons}),
             );
         }
     }
@@ -191,6 +201,7 @@ mod tests {
             "patch": patch,
             "measured": format!("go1.30.{patch} {arch}"),
             "offsets": {"g_goid": goid},
+            "wait_reasons": [""],
         })
     }
 
@@ -207,9 +218,9 @@ mod tests {
             table,
             [
                 json!({"minor": 30, "from_patch": 0, "measured": ["go1.30.2 amd64", "go1.30.3 amd64"],
-                       "offsets": {"g_goid": 152}}),
+                       "offsets": {"g_goid": 152}, "wait_reasons": [""]}),
                 json!({"minor": 30, "from_patch": 4, "measured": ["go1.30.4 amd64", "go1.30.4 arm64"],
-                       "offsets": {"g_goid": 160}}),
+                       "offsets": {"g_goid": 160}, "wait_reasons": [""]}),
             ]
         );
     }

@@ -1,5 +1,7 @@
 //! Where, in one process, the runtime keeps what the census reads: only the fields that are read.
 
+use std::ops::Range;
+
 use crate::address::{LoadBias, RuntimeAddr};
 use crate::census::TimerKind;
 use crate::resolve::Program;
@@ -22,6 +24,19 @@ pub struct Layout {
     pub offsets: Offsets,
     /// What the functions that timers run mean.
     pub timer_functions: TimerFunctions,
+    /// What every Go program has, whatever its release.
+    pub anchors: Anchors,
+}
+
+/// Places in the code that a self-check relies on.
+#[derive(Clone, Debug, Default)]
+pub struct Anchors {
+    /// The program's Go code.
+    pub code: Range<RuntimeAddr>,
+    /// Entry of `runtime.main`, in which goroutine 1 begins.
+    pub main: Option<RuntimeAddr>,
+    /// Entry of `runtime.forcegchelper`, whose goroutine every program has and which never ends.
+    pub force_gc: Option<RuntimeAddr>,
 }
 
 /// Entry points of the functions that tell a timer's kind, in the process.
@@ -63,12 +78,13 @@ impl Layout {
     #[must_use]
     pub fn new(program: &Program, bias: LoadBias) -> Self {
         let globals = &program.globals;
+        let entry = |name: &str| {
+            let function = program.functions.function_named(name)?;
+            Some(bias.to_runtime(function.entry))
+        };
         let timer_functions = FUNCTIONS
             .iter()
-            .filter_map(|(name, kind)| {
-                let entry = program.functions.function_named(name)?.entry;
-                Some((bias.to_runtime(entry), *kind))
-            })
+            .filter_map(|(name, kind)| Some((entry(name)?, *kind)))
             .collect();
         Self {
             allglen: bias.to_runtime(globals.allglen),
@@ -78,6 +94,12 @@ impl Layout {
             wait_reason_count: globals.wait_reason_count,
             offsets: program.offsets.clone(),
             timer_functions: TimerFunctions(timer_functions),
+            anchors: Anchors {
+                code: bias.to_runtime(program.functions.code().start)
+                    ..bias.to_runtime(program.functions.code().end),
+                main: entry("runtime.main"),
+                force_gc: entry("runtime.forcegchelper"),
+            },
         }
     }
 }

@@ -9,14 +9,16 @@ mod core_file;
 mod goroutines;
 mod layout;
 mod memory;
+mod self_check;
 pub mod stacks;
 mod timers;
 pub mod waits;
 
 pub use core_file::{CoreError, CoreFile, CoreMemory};
 pub use goroutines::{Goroutine, Status};
-pub use layout::{Layout, TimerFunctions};
+pub use layout::{Anchors, Layout, TimerFunctions};
 pub use memory::{LiveMemory, Memory, MemoryError, Piece};
+pub use self_check::{Distrust, SelfCheck, self_check};
 pub use timers::{Timer, TimerKind};
 
 use crate::address::RuntimeAddr;

@@ -11,8 +11,8 @@ use super::output;
 use crate::cli::Inspect;
 use crate::export::report::SCHEMA;
 use crate::resolve::{self, Execution, GlobalsSource, OffsetsSource, Program};
-use crate::session::kind_name;
-use crate::target::{Pid, Process};
+use crate::session::{Session, kind_name};
+use crate::target::Pid;
 
 /// What was found, in the shape of the JSON answer.
 #[derive(Debug, Serialize)]
@@ -58,24 +58,22 @@ struct Site {
 /// # Errors
 /// When the file is no Go program that leaktrace knows, or cannot be read.
 pub fn run(arguments: &Inspect) -> anyhow::Result<ExitCode> {
-    let (name, file) = match (arguments.what.pid, &arguments.what.file) {
+    let answer = match (arguments.what.pid, &arguments.what.file) {
         (Some(pid), _) => {
-            let process = Process::open(Pid(pid))?;
-            let file = process
-                .executable()
-                .try_clone()
-                .context("cannot hold the executable open")?;
-            (process.exe.display().to_string(), file)
+            // What holds for a file need not for the process: this also has its memory checked.
+            let session = Session::open(Pid(pid))?;
+            answer(session.process.exe.display().to_string(), session.program())
         }
         (None, Some(path)) => {
             let file =
                 File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-            (path.display().to_string(), file)
+            let name = path.display().to_string();
+            let program =
+                resolve::resolve(&file).with_context(|| format!("cannot trace {name}"))?;
+            answer(name, &program)
         }
         (None, None) => anyhow::bail!("name a process with --pid, or a file"),
     };
-    let program = resolve::resolve(&file).with_context(|| format!("cannot trace {name}"))?;
-    let answer = answer(name, &program);
     output::write(&answer, &arguments.output, || table(&answer))?;
     Ok(ExitCode::SUCCESS)
 }

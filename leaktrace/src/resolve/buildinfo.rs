@@ -2,12 +2,13 @@
 //!
 //! From `.go.buildinfo` in the inline format of Go ≥ 1.18 (src/debug/buildinfo/buildinfo.go), which survives
 //! `strip`; where the section table is gone the same bytes are searched in the writable segments, and where
-//! they are gone too the release alone is read from `runtime.buildVersion`.
+//! they are gone too the release alone is read from `runtime.buildVersion`, by its symbol or by the code that reads it.
 
 use std::fmt;
 
 use super::Refusal;
 use super::elf::{Elf, word_at};
+use super::release;
 use crate::address::VirtAddr;
 
 /// First bytes of the record; it lies on a multiple of 16.
@@ -197,10 +198,11 @@ fn inline_string(elf: &Elf<'_>, address: VirtAddr, longest: u64) -> Option<(Vec<
 fn build_version(elf: &Elf<'_>) -> Option<String> {
     elf.symbol("runtime.buildVersion")
         .and_then(|(at, _)| go_string(elf, at))
+        .or_else(|| release::build_version_by_code(elf))
 }
 
 /// The Go string whose header lies at an address.
-fn go_string(elf: &Elf<'_>, header: VirtAddr) -> Option<String> {
+pub(super) fn go_string(elf: &Elf<'_>, header: VirtAddr) -> Option<String> {
     let start = elf.pointer(header)?;
     let length = elf.pointer(header.offset(8))?;
     let bytes = elf.read(VirtAddr(start), length.min(MAX_VERSION_BYTES))?;

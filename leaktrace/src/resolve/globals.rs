@@ -9,7 +9,7 @@ use super::{Globals, GlobalsSource};
 use crate::address::VirtAddr;
 
 /// Bytes of a string header, of which `waitReasonStrings` is an array.
-const STRING_HEADER: u64 = 16;
+pub(super) const STRING_HEADER: u64 = 16;
 
 /// Every release has between 30 (1.18) and 47 (1.27) wait reasons; outside of this it is something else.
 const WAIT_REASONS: std::ops::RangeInclusive<u64> = 20..=80;

@@ -20,6 +20,7 @@ pub mod globals;
 pub mod moduledata;
 pub mod offsets;
 pub mod pclntab;
+pub mod release;
 pub mod sites;
 
 use buildinfo::{BuildInfo, GoVersion};
@@ -40,21 +41,38 @@ const MAX_FUNCTION_BYTES: u64 = 1 << 20;
 /// # Errors
 /// A [`Refusal`] that says what is wrong with the file, and what can be done.
 pub fn resolve(file: &dyn ReadAt) -> Result<Program, Refusal> {
+    let program = resolve_running(file)?;
+    if program.release == ReleaseKnown::No {
+        let version = program.build.go.text;
+        return Err(Refusal::GoTooNew { version });
+    }
+    Ok(program)
+}
+
+/// The same for the executable of a process. A release that is newer than those known passes if its DWARF tells
+/// where the fields lie, but without a place to probe: what it says is to be believed only after
+/// [`crate::census::self_check`] has found it true of the process.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_running(file: &dyn ReadAt) -> Result<Program, Refusal> {
     let elf = Elf::open(file)?;
     if elf.packed() {
         return Err(Refusal::Packed);
     }
     let build = buildinfo::read(&elf)?;
-    check_release(&build)?;
-    let (offsets, offsets_source) = match dwarf::offsets(&elf) {
-        Some(offsets) => (offsets, OffsetsSource::Dwarf),
-        None => match offsets::of_release(&build.go) {
-            Ok(offsets) => (offsets, OffsetsSource::Table),
-            Err(reason) => {
-                let version = build.go.text;
-                return Err(Refusal::NoOffsets { version, reason });
-            }
-        },
+    let release = check_release(&build)?;
+    let version = || build.go.text.clone();
+    let (mut offsets, from_table) = match (dwarf::offsets(&elf), release) {
+        (Some(offsets), _) => (offsets, None),
+        (None, ReleaseKnown::No) => return Err(Refusal::GoTooNew { version: version() }),
+        (None, ReleaseKnown::Yes) => {
+            let found = offsets::release(&build.go).map_err(|reason| Refusal::NoOffsets {
+                version: version(),
+                reason,
+            })?;
+            (found.offsets.clone(), Some(found))
+        }
     };
     let functions = Pclntab::read(&elf, &offsets)?;
     let view = Code {
@@ -62,7 +80,19 @@ pub fn resolve(file: &dyn ReadAt) -> Result<Program, Refusal> {
         functions: &functions,
     };
     let (globals, globals_source) = globals::find(&view)?;
-    let sites = sites::find(&view, build.go.minor);
+    if let Some(found) = &from_table {
+        offsets = release::check(&elf, &view, &build.go, &globals, found)?;
+    }
+    let sites = match release {
+        ReleaseKnown::Yes => sites::find(&view, build.go.minor),
+        ReleaseKnown::No => Kind::ALL
+            .into_iter()
+            .map(|kind| SiteChoice {
+                kind,
+                found: Err(format!("leaktrace does not know {}", build.go.text)),
+            })
+            .collect(),
+    };
     Ok(Program {
         build_id: elf.build_id(),
         arch: elf.arch(),
@@ -71,9 +101,13 @@ pub fn resolve(file: &dyn ReadAt) -> Result<Program, Refusal> {
             what: "the place of the program headers",
         })?,
         build,
+        release,
         functions,
         offsets,
-        offsets_source,
+        offsets_source: match from_table {
+            Some(_) => OffsetsSource::Table,
+            None => OffsetsSource::Dwarf,
+        },
         globals,
         globals_source,
         sites,
@@ -81,12 +115,12 @@ pub fn resolve(file: &dyn ReadAt) -> Result<Program, Refusal> {
 }
 
 /// Is this a release and a kind of binary that leaktrace knows?
-fn check_release(build: &BuildInfo) -> Result<(), Refusal> {
+fn check_release(build: &BuildInfo) -> Result<ReleaseKnown, Refusal> {
     let GoVersion {
         major, minor, text, ..
     } = &build.go;
     let version = text.clone();
-    if *major != 1 || *minor > NEWEST_MINOR {
+    if *major != 1 {
         return Err(Refusal::GoTooNew { version });
     }
     if *minor < OLDEST_MINOR {
@@ -97,7 +131,11 @@ fn check_release(build: &BuildInfo) -> Result<(), Refusal> {
             build_mode: build.build_mode.clone(),
         });
     }
-    Ok(())
+    Ok(if *minor > NEWEST_MINOR {
+        ReleaseKnown::No
+    } else {
+        ReleaseKnown::Yes
+    })
 }
 
 /// Why an executable cannot be traced.
@@ -185,6 +223,14 @@ pub enum Refusal {
         /// Why the table does not tell.
         reason: TableError,
     },
+    /// The binary shows another release than it claims, or a patched runtime.
+    #[error("{} is what this program claims to be compiled by, but {reason}; trace an unaltered build, or one with DWARF", version.escape_debug())]
+    OtherRelease {
+        /// What it claims.
+        version: String,
+        /// What contradicts it.
+        reason: &'static str,
+    },
     /// No pclntab with its module data.
     #[error(
         "the function table (pclntab) is not found: the binary was altered after linking; trace an unaltered build"
@@ -257,6 +303,8 @@ pub trait ReadAt {
 pub struct Program {
     /// Go release, module, version control facts.
     pub build: BuildInfo,
+    /// Whether leaktrace knows the release.
+    pub release: ReleaseKnown,
     /// GNU or Go build id, in hexadecimal or as Go wrote it; "" when there is none.
     pub build_id: String,
     /// Machine that it runs on.
@@ -297,6 +345,15 @@ pub enum Arch {
     Amd64,
     /// AArch64.
     Arm64,
+}
+
+/// Whether a program was compiled by a release that leaktrace was tested with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReleaseKnown {
+    /// It was.
+    Yes,
+    /// By a later one: only what the program proves itself holds.
+    No,
 }
 
 /// Where struct offsets came from.

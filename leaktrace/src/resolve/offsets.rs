@@ -83,10 +83,12 @@ offsets! {
     /// `p.status`, 32 bits.
     p_status: u32 = ["p.status"],
     /// `p.timers`: a slice of `*timer` before Go 1.23, a `runtime.timers` from then on. `None` when an experiment may
-    /// have moved it and there is no DWARF.
+    /// have moved it, there is no DWARF, and the code does not tell.
     p_timers: Option<u32> = ["p.timers"],
     /// `timers.heap`, from Go 1.23: a slice of (`*timer`, when).
     timers_heap: Option<u32> = ["timers.heap"],
+    /// `timers.minWhenHeap`, from Go 1.23: by it the place of `p.timers` is told from code.
+    timers_min_when_heap: Option<u32> = ["timers.minWhenHeap"],
     /// `timer.when`, nanoseconds of CLOCK_MONOTONIC.
     timer_when: u32 = ["timer.when"],
     /// `timer.period`, nanoseconds.
@@ -173,6 +175,8 @@ pub struct Release {
     pub measured: Vec<String>,
     /// The offsets.
     pub offsets: Offsets,
+    /// The names of the wait reasons, by number: by them a binary that claims another release is known.
+    pub wait_reasons: Vec<String>,
 }
 
 /// Why the table has no answer.
@@ -202,6 +206,14 @@ pub fn table() -> Result<Vec<Release>, TableError> {
 /// # Errors
 /// A [`TableError`] when the release is not in the table.
 pub fn of_release(go: &GoVersion) -> Result<Offsets, TableError> {
+    release(go).map(|release| release.offsets)
+}
+
+/// What is known of a release.
+///
+/// # Errors
+/// A [`TableError`] when it is not in the table.
+pub fn release(go: &GoVersion) -> Result<Release, TableError> {
     if go.unreleased {
         return Err(TableError::Unreleased);
     }
@@ -212,12 +224,12 @@ pub fn of_release(go: &GoVersion) -> Result<Offsets, TableError> {
     let newest = releases
         .into_iter()
         .max_by_key(|release| release.from_patch);
-    let mut offsets = newest.ok_or(TableError::NoRelease)?.offsets;
+    let mut newest = newest.ok_or(TableError::NoRelease)?;
     // An experiment can move p.timers (1.25 with greenteagc, 1.26 without it), and nothing else of the list.
     if !go.experiments.is_empty() && go.minor >= 23 {
-        offsets.p_timers = None;
+        newest.offsets.p_timers = None;
     }
-    Ok(offsets)
+    Ok(newest)
 }
 
 #[cfg(test)]
@@ -236,7 +248,9 @@ mod tests {
             let go = version(&format!("go1.{}.{}", release.minor, release.from_patch));
             assert_eq!(of_release(&go).unwrap(), release.offsets);
         }
-        assert_eq!(of_release(&version("go1.18.1")), Err(TableError::NoRelease));
+        let minors: Vec<u32> = releases.iter().map(|release| release.minor).collect();
+        assert!((18..=27).all(|minor| minors.contains(&minor)), "{minors:?}");
+        assert_eq!(of_release(&version("go1.17.1")), Err(TableError::NoRelease));
         assert_eq!(of_release(&version("go1.99")), Err(TableError::NoRelease));
         assert_eq!(of_release(&version("go2.22")), Err(TableError::NoRelease));
         assert_eq!(

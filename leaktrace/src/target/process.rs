@@ -1,12 +1,13 @@
 //! The few files of `/proc/PID` that leaktrace reads.
 
-use std::fs::File;
+use std::collections::HashSet;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use procfs::ProcError;
-use procfs::process as proc_fs;
+use procfs::process::{self as proc_fs, MMPermissions, MMapPath};
 
 use super::{Pid, TargetId};
 use crate::address::{LoadBias, RuntimeAddr, VirtAddr};
@@ -111,6 +112,35 @@ impl Process {
         )
     }
 
+    /// The files other than its executable that it has mapped to run code from: its libraries.
+    ///
+    /// A library that was deleted is left out, and so are those beyond the bound below.
+    pub fn mapped_files(&self) -> impl Iterator<Item = (PathBuf, File)> {
+        /// A desktop program maps some three hundred.
+        const MOST_FILES: usize = 1024;
+        let pid = self.id.pid;
+        let maps = proc_fs::Process::new(pid.0).and_then(|proc| proc.maps());
+        let mut seen = HashSet::new();
+        let mappings = maps.into_iter().flatten();
+        let paths = mappings.filter_map(move |mapping| match mapping.pathname {
+            MMapPath::Path(path)
+                if mapping.perms.contains(MMPermissions::EXECUTE)
+                    && seen.insert((mapping.dev, mapping.inode)) =>
+            {
+                Some(path)
+            }
+            _ => None,
+        });
+        paths.take(MOST_FILES).filter_map(move |path| {
+            // Its paths are those of its own mount namespace.
+            let place =
+                PathBuf::from(format!("/proc/{pid}/root")).join(path.strip_prefix("/").ok()?);
+            // Opening a device or a pipe may block or do something.
+            let regular = fs::metadata(&place).is_ok_and(|found| found.is_file());
+            Some((path, File::open(place).ok().filter(|_| regular)?))
+        })
+    }
+
     /// Whether this very process (not a later one with its pid) still runs.
     #[must_use]
     pub fn is_alive(&self) -> bool {
@@ -176,7 +206,7 @@ mod tests {
     #[test]
     fn refuses_a_kernel_thread() {
         // kthreadd is pid 2 wherever the pid namespace is the initial one.
-        let Ok(name) = std::fs::read_to_string("/proc/2/comm") else {
+        let Ok(name) = fs::read_to_string("/proc/2/comm") else {
             eprintln!("skipping: pid 2 is not visible here");
             return;
         };

@@ -147,6 +147,38 @@ fn reference(instruction: &Instruction) -> Option<Reference> {
     })
 }
 
+/// Every address in the form `[rip+d]`.
+pub fn addresses(instructions: &[Instruction]) -> Vec<VirtAddr> {
+    instructions
+        .iter()
+        .filter_map(|instruction| match &instruction.machine {
+            Machine::Amd64(machine) if machine.is_ip_rel_memory_operand() => {
+                Some(VirtAddr(machine.ip_rel_memory_address()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// The distances in `mov r64, [register+d]`.
+pub fn fields_read(instructions: &[Instruction]) -> Vec<u64> {
+    instructions
+        .iter()
+        .filter_map(|instruction| match &instruction.machine {
+            Machine::Amd64(machine)
+                if machine.code() == Code::Mov_r64_rm64
+                    && machine.op1_kind() == OpKind::Memory
+                    && machine.memory_index() == Register::None
+                    && number(machine.memory_base()).is_some()
+                    && machine.memory_base() != Register::RSP =>
+            {
+                Some(machine.memory_displacement64())
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 /// Whether any part of the register is written, perhaps.
 pub fn writes(instruction: &iced_x86::Instruction, register: u8) -> bool {
     let mut factory = InstructionInfoFactory::new();

@@ -176,6 +176,25 @@ pub fn references(instructions: &[Instruction]) -> Vec<Reference> {
     found
 }
 
+/// The constants in `mov xn, #d; add xd, xm, xn`.
+pub fn fields_read(instructions: &[Instruction]) -> Vec<u64> {
+    instructions
+        .windows(2)
+        .filter_map(|pair| match pair {
+            [constant, sum] => {
+                let (constant, sum) = (machine(constant)?, machine(sum)?);
+                // `movz` without a shift, and `add` of two registers without one.
+                let moves = constant & 0xffe0_0000 == 0xd280_0000;
+                let adds = sum & 0xffe0_fc00 == 0x8b00_0000;
+                let same = field(sum, 16, 5) == field(constant, 0, 5)
+                    || field(sum, 5, 5) == field(constant, 0, 5);
+                (moves && adds && same).then(|| u64::from(constant >> 5 & 0xffff))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
 fn reference(address: Option<u64>, usage: Usage, register: usize) -> Option<Reference> {
     Some(Reference {
         address: VirtAddr(address?),

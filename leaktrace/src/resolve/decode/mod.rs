@@ -172,6 +172,28 @@ impl Listing {
         }
     }
 
+    /// The addresses that the code names relative to itself, whatever it does there.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<VirtAddr> {
+        match self.arch {
+            Arch::Amd64 => amd64::addresses(&self.instructions),
+            Arch::Arm64 => arm64::references(&self.instructions)
+                .iter()
+                .map(|reference| reference.address)
+                .collect(),
+        }
+    }
+
+    /// Where in structures the function reads words, in the order of the code: distances from a register, none of
+    /// them on the stack. On arm64 only those that are too far for a load to name.
+    #[must_use]
+    pub fn fields_read(&self) -> Vec<u64> {
+        match self.arch {
+            Arch::Amd64 => amd64::fields_read(&self.instructions),
+            Arch::Arm64 => arm64::fields_read(&self.instructions),
+        }
+    }
+
     /// Index of the instruction at `address`.
     #[must_use]
     pub fn index_of(&self, address: VirtAddr) -> Option<usize> {

@@ -4,6 +4,8 @@
 
 pub mod raw;
 
+use std::ops::Range;
+
 use raw::{HEADER_BYTES, Header, Tables};
 
 use super::Refusal;
@@ -179,6 +181,12 @@ impl Pclntab {
     pub fn frame_bytes(&self, pc: VirtAddr) -> Option<u32> {
         let entry = self.tables.entry(self.find(pc)?.index)?;
         self.tables.frame_bytes(&entry, self.tables.position(pc)?)
+    }
+
+    /// The code that the table covers.
+    #[must_use]
+    pub fn code(&self) -> Range<VirtAddr> {
+        self.tables.code()
     }
 
     /// How many functions there are.

@@ -3,6 +3,8 @@
 //! Go 1.18 to 1.27 share one layout but for the size of a function's header (src/runtime/runtime2.go: _func) and of an
 //! inlined call (src/runtime/symtabinl.go). Every read is bounded; `None` means the table says nothing that makes sense.
 
+use std::ops::Range;
+
 use crate::address::VirtAddr;
 use crate::resolve::Arch;
 use crate::resolve::elf::{Elf, half_at, word_at};
@@ -185,6 +187,12 @@ impl Tables {
         self.trees = elf.read_up_to(VirtAddr(gofunc.0.checked_add(first.into())?), length)?;
         self.trees_start = first;
         Some(())
+    }
+
+    /// The code that the tables cover.
+    #[must_use]
+    pub fn code(&self) -> Range<VirtAddr> {
+        self.text..self.etext
     }
 
     /// How many functions there are.
