@@ -9,6 +9,7 @@ mod bench_census;
 mod build_ebpf;
 mod demo;
 mod fixtures;
+mod fuzz;
 mod go;
 mod offsets;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     Go(go::Arguments),
     /// Build a Go fixture and print where it is
     Fixture(fixtures::Arguments),
+    /// Feed random inputs to everything that reads a traced program's bytes
+    Fuzz(fuzz::Arguments),
     /// Fetch the real servers that tests attach to
     Tools(tools::Arguments),
     /// Boot Debian's kernels in emulated machines, and trace Go programs on them
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),
         Command::Fixture(arguments) => done(fixtures::run(&arguments)),
+        Command::Fuzz(arguments) => done(fuzz::run(&arguments)),
         Command::Tools(arguments) => done(tools::run(&arguments)),
         Command::VmTest(arguments) => vm_test::run(&arguments),
     };

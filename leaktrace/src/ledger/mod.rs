@@ -308,7 +308,10 @@ impl Ledger {
                     }
                 }
             };
-            alive.insert(goroutine.goid, live);
+            if let Some(before) = alive.insert(goroutine.goid, live) {
+                // Two gs with one number: read in the middle of a change, or forged.
+                self.sites[before.site].live -= 1;
+            }
         }
         for (goid, live) in known {
             // Born after the walk began: the census may have passed its slot before it was there.
@@ -376,8 +379,10 @@ impl Ledger {
                     }
                 }
             };
-            if self.timers.insert(timer.timer, live).is_none() {
-                self.sites[live.site].live += 1;
+            self.sites[live.site].live += 1;
+            if let Some(before) = self.timers.insert(timer.timer, live) {
+                // Listed twice, and perhaps changed in between: the later reading counts.
+                self.sites[before.site].live -= 1;
             }
         }
         if self.armed.len() > ARMED_SWEEP {

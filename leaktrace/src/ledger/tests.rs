@@ -156,6 +156,18 @@ fn lost_events_are_drift_once_and_then_right() {
     assert_eq!(drift, Drift::default());
 }
 
+/// Torn or forged memory can list one thing twice, differently: it counts once, and the books stay balanced.
+#[test]
+fn what_a_census_lists_twice_counts_once() {
+    let mut ledger = Ledger::default();
+    let mut twice = census(100, vec![alive(1, 10), alive(1, 20)]);
+    twice.timers = Some(vec![pending(2, GO_FUNC, 77), pending(2, GO_FUNC, 78)]);
+    ledger.reconcile(&twice, &Numbers);
+    assert_eq!(live_by_line(&ledger), HashMap::from([(20, 1), (78, 1)]));
+    ledger.reconcile(&census(200, Vec::new()), &Numbers);
+    assert_eq!(live_by_line(&ledger), HashMap::new());
+}
+
 fn timer(timer: u64, function: RuntimeAddr) -> event::Timer {
     event::Timer {
         timer: RuntimeAddr(timer),

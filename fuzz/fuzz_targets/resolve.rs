@@ -1,0 +1,4 @@
+//! A whole executable that may hold anything.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| leaktrace_fuzz::targets::resolve(data));
