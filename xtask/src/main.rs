@@ -10,6 +10,7 @@ mod demo;
 mod fixtures;
 mod go;
 mod offsets;
+mod servers;
 mod test;
 mod tools;
 
@@ -31,6 +32,8 @@ enum Command {
     Go(go::Arguments),
     /// Build a Go fixture and print where it is
     Fixture(fixtures::Arguments),
+    /// Watch real servers of many kinds and Go releases, and compare with what they say of themselves
+    Servers(servers::Arguments),
     /// Fetch the real servers that tests attach to
     Tools(tools::Arguments),
 }
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),
         Command::Fixture(arguments) => done(fixtures::run(&arguments)),
+        Command::Servers(arguments) => done(servers::run(&arguments)),
         Command::Tools(arguments) => done(tools::run(&arguments)),
     };
     result.unwrap_or_else(|error| {
