@@ -1,7 +1,7 @@
 //! `cargo xtask servers`: real, unmodified Go servers of many kinds and releases, each started, lightly loaded, and
 //! watched by leaktrace, whose numbers are compared with what the server says of itself.
 //!
-//! [`catalogue`] is the table of servers; each is watched by [`watch`], four at a time; the answer is a
+//! [`catalogue`] is the table of servers; [`watch`] takes one from its start to its row, four at a time; the answer is a
 //! table with one row a server, and an error when any row is wrong.
 
 use std::path::PathBuf;
@@ -16,8 +16,10 @@ use crate::demo;
 
 mod catalogue;
 mod docker_daemon;
+mod elf_kind;
 mod load;
 mod own;
+mod programs;
 mod running;
 mod tracer;
 mod watch;
@@ -174,8 +176,11 @@ fn judge(rows: &[Row], everything: bool) -> Result<()> {
     kinds.sort_unstable();
     kinds.dedup();
     for row in rows {
-        for what in &row.notes {
+        for what in &row.remarks {
             println!("{} {}: {what}", row.name, row.release);
+        }
+        for what in &row.mistakes {
+            println!("{} {}: WRONG: {what}", row.name, row.release);
         }
     }
     let wrong = rows

@@ -8,13 +8,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_fixtures::target_dir;
 
 /// Debian's suites whose packages are used, oldest first.
 pub const SUITES: [&str; 3] = ["bookworm", "trixie", "forky"];
+
+/// File beside what a Debian package holds, with its version.
+const VERSION: &str = "version-of-package";
 
 /// Where Debian says which mirror this machine uses.
 const MACHINE_SOURCES: &str = "/etc/apt/sources.list.d/debian.sources";
@@ -60,15 +62,28 @@ pub fn prometheus() -> Result<PathBuf> {
 pub fn debian(suite: &str, package: &str) -> Result<PathBuf> {
     let place = target_dir().join("servers").join(suite).join(package);
     fetch(&place, |scratch| {
-        let apt = Apt::open()?;
+        let apt = Apt::prepare()?;
         let mut download = apt.command();
         download
             .args(["download", "--quiet"])
-            .arg(format!("{package}/{suite}"));
-        silently(download.current_dir(scratch))?;
+            .arg(format!("{package}/{suite}"))
+            .current_dir(scratch);
+        if silently(&mut download).is_err() {
+            // There are no lists yet, or they name a version that the mirror has no more.
+            apt.update()?;
+            silently(&mut download)?;
+        }
         unpack_deb(scratch)
     })?;
     Ok(place)
+}
+
+/// The version of a package that was fetched by [`debian`].
+pub fn debian_version(suite: &str, package: &str) -> Result<String> {
+    let file = debian(suite, package)?.join(VERSION);
+    let version =
+        fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    Ok(version.trim().to_owned())
 }
 
 /// A package of npm, unpacked: its files are in the folder `package`.
@@ -140,6 +155,9 @@ fn unpack_deb(scratch: &Path) -> Result<PathBuf> {
     let archive = downloaded(scratch, "deb")?;
     let unpacked = scratch.join("unpacked");
     silently(Command::new("dpkg").arg("-x").arg(&archive).arg(&unpacked))?;
+    let mut field = Command::new("dpkg-deb");
+    let version = field.arg("--field").arg(&archive).arg("Version").output()?;
+    fs::write(unpacked.join(VERSION), version.stdout)?;
     Ok(unpacked)
 }
 
@@ -160,20 +178,11 @@ struct Apt {
 }
 
 impl Apt {
-    /// Fetches the lists once; later packages that they name may be gone, then `target/apt` has to be removed.
-    fn open() -> Result<Self> {
-        // Two threads would write the same lists.
-        static ONCE: Mutex<()> = Mutex::new(());
-        let _one = ONCE
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+    /// Writes down where the suites are: where the machine's own packages come from.
+    fn prepare() -> Result<Self> {
         let apt = Self {
             root: target_dir().join("apt"),
         };
-        let complete = apt.root.join("complete");
-        if complete.is_file() {
-            return Ok(apt);
-        }
         for folder in ["sources", "lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(apt.root.join(folder))?;
         }
@@ -190,11 +199,14 @@ impl Apt {
             let file = apt.root.join(format!("sources/{suite}.sources"));
             fs::write(file, lines.collect::<String>())?;
         }
-        eprintln!("fetching the package lists of {} (once)", SUITES.join(", "));
-        // apt-get update succeeds even when it reached nobody, unless it is told otherwise.
-        silently(apt.command().args(["update", "--quiet", "--error-on=any"]))?;
-        fs::write(complete, "")?;
         Ok(apt)
+    }
+
+    /// Fetches the package lists.
+    fn update(&self) -> Result<()> {
+        eprintln!("fetching the package lists of {}", SUITES.join(", "));
+        // It succeeds even when it reached nobody, unless it is told otherwise.
+        silently(self.command().args(["update", "--quiet", "--error-on=any"]))
     }
 
     fn command(&self) -> Command {

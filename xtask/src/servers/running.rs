@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_fixtures::http::Connection;
 
-use super::catalogue::{CONTAINERD, Need, Origin, Program, Ready, Server};
+use super::catalogue::{Need, Origin, Program, Ready, Server};
 use super::docker_daemon::DockerDaemon;
+use super::programs::CONTAINERD;
 use crate::tools;
 
 /// How long a server may take until it serves: dockerd waits for its own parts.
@@ -244,6 +245,14 @@ fn unpacked(server: &Server) -> Result<PathBuf> {
 /// Where the executable of a server lies, or will.
 pub fn executable(server: &Server) -> Result<PathBuf> {
     Ok(unpacked(server)?.join(server.executable))
+}
+
+/// The version of a server's package in Debian.
+pub fn version(server: &Server) -> Result<Option<String>> {
+    match server.origin {
+        Origin::Debian(suite, package) => tools::debian_version(suite, package).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// What the braces in the catalogue stand for.

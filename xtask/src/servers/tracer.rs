@@ -120,7 +120,7 @@ impl Answer {
 pub fn mistakes_in_inspection(
     found: &Value,
     go: &str,
-    pie: bool,
+    position_independent: bool,
     mistakes: &mut Vec<String>,
 ) -> String {
     let version = found["go_version"].as_str().unwrap_or_default();
@@ -130,7 +130,7 @@ pub fn mistakes_in_inspection(
     {
         mistakes.push(format!("inspect says {version:?}, but Go {go} built it"));
     }
-    if found["pie"] != pie {
+    if found["pie"] != position_independent {
         let what = &found["pie"];
         mistakes.push(format!("inspect says that position independent is {what}"));
     }

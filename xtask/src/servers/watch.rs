@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::catalogue::{Expected, Origin, Server};
+use super::elf_kind::ElfKind;
 use super::load::Load;
 use super::own::Own;
 use super::running::{self, Running};
@@ -43,7 +44,7 @@ pub enum Outcome {
 /// What was found.
 pub struct Row {
     pub name: &'static str,
-    pub release: &'static str,
+    pub release: String,
     go: String,
     kind: String,
     inspect: String,
@@ -51,8 +52,10 @@ pub struct Row {
     own: String,
     verdicts: String,
     pub outcome: Outcome,
-    /// What is wrong, or worth saying.
-    pub notes: Vec<String>,
+    /// What is wrong.
+    pub mistakes: Vec<String>,
+    /// What is worth saying, such as the sentences by which it was refused.
+    pub remarks: Vec<String>,
 }
 
 impl Watcher {
@@ -63,16 +66,16 @@ impl Watcher {
             Ok(file) if matches!(server.origin, Origin::Machine) && !file.is_file() => {
                 row.outcome = Outcome::Skipped;
                 let file = file.display();
-                row.notes
+                row.remarks
                     .push(format!("there is no {file} on this machine"));
                 return row;
             }
             _ => {}
         }
         if let Err(error) = self.try_watch(server, &mut row) {
-            row.notes.push(format!("{error:#}"));
+            row.mistakes.push(format!("{error:#}"));
         }
-        if !row.notes.is_empty() {
+        if !row.mistakes.is_empty() {
             row.outcome = Outcome::Wrong;
         }
         row
@@ -80,6 +83,9 @@ impl Watcher {
 
     fn try_watch(&self, server: &'static Server, row: &mut Row) -> Result<()> {
         let folder = tempfile::tempdir()?;
+        if let Some(version) = running::version(server)? {
+            row.release = format!("{} {version}", row.release);
+        }
         let mut running = Running::start(server)?;
         let tracer = Tracer {
             leaktrace: &self.leaktrace,
@@ -89,7 +95,7 @@ impl Watcher {
         let inspected = tracer.inspect(&running.executable)?;
         match (server.expected, inspected) {
             (Expected::Traced | Expected::Either(_), Answer::Report(found)) => {
-                row.inspected(&found, server);
+                row.inspected(&found, server, ElfKind::of(&running.executable)?);
                 self.traced(server, &mut running, &tracer, row)?;
             }
             (Expected::Refused(words) | Expected::Either(words), Answer::Refusal(sentence)) => {
@@ -121,7 +127,7 @@ impl Watcher {
         let program = server.program;
         self.load(Load::start(program, running), WARM_UP, None)?;
         let mut own = Own::calibrate(program, running)?;
-        own.compare(running, tracer, "before probes", &mut row.notes)?;
+        own.compare(running, tracer, "before probes", &mut row.mistakes)?;
 
         let begin = Instant::now();
         let duration = Duration::from_secs(self.seconds);
@@ -132,17 +138,17 @@ impl Watcher {
             until(0.4),
             Some((tracer, row)),
         )?;
-        own.compare(running, tracer, "under probes", &mut row.notes)?;
+        own.compare(running, tracer, "under probes", &mut row.mistakes)?;
         let busy = (duration - REST).saturating_sub(begin.elapsed());
         answered += self.load(Load::start(program, running), busy, Some((tracer, row)))?;
         let report = recording
             .wait(duration.saturating_sub(begin.elapsed()) + PATIENCE)?
             .report()
             .context("record")?;
-        tracer::mistakes_in_report(&report, running.pid(), &mut row.notes);
-        tracer::mistakes_in_record(&report, self.seconds, &mut row.notes);
+        tracer::mistakes_in_report(&report, running.pid(), &mut row.mistakes);
+        tracer::mistakes_in_record(&report, self.seconds, &mut row.mistakes);
         row.recorded(&report, answered);
-        own.compare(running, tracer, "after probes", &mut row.notes)?;
+        own.compare(running, tracer, "after probes", &mut row.mistakes)?;
         row.own = own.words();
         Ok(())
     }
@@ -157,7 +163,7 @@ impl Watcher {
         self.pause(time / 2)?;
         if let Some((tracer, row)) = look {
             let report = tracer.snapshot()?.report().context("snapshot")?;
-            tracer::mistakes_in_report(&report, tracer.pid, &mut row.notes);
+            tracer::mistakes_in_report(&report, tracer.pid, &mut row.mistakes);
         }
         self.pause(time / 2)?;
         load.stop().context("the server under load")
@@ -175,11 +181,12 @@ impl Watcher {
     }
 }
 
-/// Checks that the process is refused as its file was, and for the reason that was expected.
+/// Checks that the process is refused as its file was, and the file for the reason that was expected.
 fn refused(sentence: &str, words: &str, tracer: &Tracer<'_>, row: &mut Row) -> Result<()> {
-    row.inspect = format!("refused: {}", reason(sentence));
+    "refused".clone_into(&mut row.inspect);
+    row.remarks.push(format!("inspect: {sentence}"));
     if !sentence.contains(words) {
-        row.notes
+        row.mistakes
             .push(format!("refused for another reason: {sentence}"));
     }
     for (name, answer) in [
@@ -187,20 +194,12 @@ fn refused(sentence: &str, words: &str, tracer: &Tracer<'_>, row: &mut Row) -> R
         ("record", tracer.record(1)?.wait(PATIENCE)?),
     ] {
         match answer {
-            Answer::Report(_) => row.notes.push(format!("{name} does not refuse it")),
-            Answer::Refusal(other) => row.record = format!("refused: {}", reason(&other)),
+            Answer::Report(_) => row.mistakes.push(format!("{name} does not refuse it")),
+            Answer::Refusal(other) => row.remarks.push(format!("{name}: {other}")),
         }
     }
+    "refused".clone_into(&mut row.record);
     Ok(())
-}
-
-/// The first clause of a refusal, without the name of the file.
-fn reason(sentence: &str) -> &str {
-    let reason = sentence
-        .split_once("): ")
-        .or_else(|| sentence.split_once(": "));
-    let reason = reason.map_or(sentence, |(_, reason)| reason);
-    reason.split(';').next().unwrap_or(reason)
 }
 
 impl Row {
@@ -220,7 +219,7 @@ impl Row {
     fn new(server: &Server) -> Self {
         Self {
             name: server.program.name,
-            release: server.release(),
+            release: server.release().to_owned(),
             go: server.go.to_owned(),
             kind: String::new(),
             inspect: "–".to_owned(),
@@ -228,7 +227,8 @@ impl Row {
             own: "–".to_owned(),
             verdicts: "–".to_owned(),
             outcome: Outcome::Right,
-            notes: Vec::new(),
+            mistakes: Vec::new(),
+            remarks: Vec::new(),
         }
     }
 
@@ -241,7 +241,7 @@ impl Row {
         };
         [
             self.name.to_owned(),
-            self.release.to_owned(),
+            self.release.clone(),
             self.go.clone(),
             self.kind.clone(),
             self.inspect.clone(),
@@ -254,24 +254,28 @@ impl Row {
 
     /// One line for those who wait for the table.
     pub fn line(&self) -> String {
-        let (name, release) = (self.name, self.release);
+        let (name, release) = (self.name, &self.release);
         match self.outcome {
             Outcome::Right => format!("{name} {release}: {}", self.record),
-            _ => format!("{name} {release}: {}", self.notes.join("; ")),
+            Outcome::Wrong => format!("{name} {release}: WRONG: {}", self.mistakes.join("; ")),
+            Outcome::Skipped => format!("{name} {release}: skipped"),
         }
     }
 
-    fn inspected(&mut self, found: &Value, server: &Server) {
-        self.inspect =
-            tracer::mistakes_in_inspection(found, server.go, server.pie, &mut self.notes);
+    fn inspected(&mut self, found: &Value, server: &Server, elf: ElfKind) {
+        self.inspect = tracer::mistakes_in_inspection(
+            found,
+            server.go,
+            elf.position_independent,
+            &mut self.mistakes,
+        );
         let version = found["go_version"].as_str().unwrap_or(server.go);
         self.go = version.trim_start_matches("go").to_owned();
         let stripped = match found["globals_from"].as_str() {
             Some("symtab") => "symbols",
             _ => "stripped",
         };
-        let kind = if server.pie { "PIE" } else { "EXEC" };
-        self.kind = format!("{kind} {stripped}");
+        self.kind = format!("{}, {stripped}", elf.name());
     }
 
     fn recorded(&mut self, report: &Value, answered: u64) {
@@ -280,7 +284,7 @@ impl Row {
         let (lost, drift) = (&report["events"]["lost"], &report["goroutines"]["drift"]);
         self.record = format!("{hits} hits, lost {lost}, drift {drift}");
         if answered > 0 && hits == 0 {
-            self.notes
+            self.mistakes
                 .push(format!("{answered} requests and no hit of a probe"));
         }
         let mut verdicts = [("leak", 0), ("suspect", 0), ("ok", 0)];
