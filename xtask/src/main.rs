@@ -12,6 +12,7 @@ mod fixtures;
 mod fuzz;
 mod go;
 mod offsets;
+mod servers;
 mod test;
 mod tools;
 mod vm_test;
@@ -36,6 +37,8 @@ enum Command {
     Fixture(fixtures::Arguments),
     /// Feed random inputs to everything that reads a traced program's bytes
     Fuzz(fuzz::Arguments),
+    /// Watch real servers of many kinds and Go releases, and compare with what they say of themselves
+    Servers(servers::Arguments),
     /// Fetch the real servers that tests attach to
     Tools(tools::Arguments),
     /// Boot Debian's kernels in emulated machines, and trace Go programs on them
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Go(arguments) => done(go::run(&arguments)),
         Command::Fixture(arguments) => done(fixtures::run(&arguments)),
         Command::Fuzz(arguments) => done(fuzz::run(&arguments)),
+        Command::Servers(arguments) => done(servers::run(&arguments)),
         Command::Tools(arguments) => done(tools::run(&arguments)),
         Command::VmTest(arguments) => vm_test::run(&arguments),
     };

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use leaktrace_fixtures::toolchain::PINNED;
 use leaktrace_fixtures::{repository, target_dir};
 
-use crate::{go, tools, vm_test};
+use crate::{demo, go, servers, tools, vm_test};
 
 /// Go releases that the tests build fixtures with.
 const RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
@@ -60,6 +60,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
     if arguments.filter.is_none() {
         if !arguments.quick {
+            real_servers(&mut report);
             let doc = ["doc", "--workspace", "--no-deps"];
             report.run(
                 "docs",
@@ -147,6 +148,23 @@ fn virtual_machines(report: &mut Report) -> Result<()> {
         code => report.note(step, code == Some(0), begin),
     }
     report.skips_in(&skips)
+}
+
+/// Watches a handful of real servers with the leaktrace that the tests have built.
+fn real_servers(report: &mut Report) {
+    let step = "real servers";
+    let Ok(this) = env::current_exe() else {
+        return report.skip(step, "the path of xtask itself is not known");
+    };
+    if !matches!(demo::is_root(), Ok(true)) {
+        return report.skip(step, "needs root");
+    }
+    if let Err(error) = servers::fetch_handful() {
+        return report.skip(step, &format!("{error:#}"));
+    }
+    let leaktrace = target_dir().join("debug/leaktrace");
+    let arguments = ["servers", "--handful", "--seconds", "10", "--leaktrace"];
+    report.run(step, Command::new(this).args(arguments).arg(leaktrace));
 }
 
 /// Checks the licences of all dependencies.

@@ -1,20 +1,31 @@
-//! `cargo xtask tools`: fetches the real servers that tests attach to.
+//! `cargo xtask tools`: fetches the real programs that tests attach to.
 //!
-//! They are Debian's packages, downloaded by apt and unpacked below `target/debs/`: nothing is installed.
+//! They are Debian's packages of several suites, npm's and PyPI's, downloaded by apt, npm and pip and unpacked below
+//! `target/`: nothing is installed, and apt's own lists are left alone.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use leaktrace_fixtures::target_dir;
+
+/// Debian's suites whose packages are used, oldest first.
+pub const SUITES: [&str; 3] = ["bookworm", "trixie", "forky"];
+
+/// File beside what a Debian package holds, with its version.
+const VERSION: &str = "version-of-package";
+
+/// Where Debian says which mirror this machine uses.
+const MACHINE_SOURCES: &str = "/etc/apt/sources.list.d/debian.sources";
 
 /// Arguments of `cargo xtask tools`.
 #[derive(clap::Args)]
 pub struct Arguments {}
 
-/// Fetches what is missing; prints one line per server.
+/// Fetches what is missing; prints one line per program.
 pub fn run(_: &Arguments) -> Result<()> {
     println!("{}", prometheus()?.display());
     Ok(())
@@ -28,41 +39,190 @@ pub fn prometheus() -> Result<PathBuf> {
             return Ok(place);
         }
     }
-    unpack("prometheus")?;
-    if !fetched.is_file() {
-        bail!("Debian's package prometheus holds no usr/bin/prometheus");
-    }
+    let place = target_dir().join("debs/prometheus");
+    fetch(&place, |scratch| {
+        let download = ["download", "--quiet", "-o", "APT::Sandbox::User=root"];
+        let mut apt = Command::new("apt-get");
+        apt.args(download).arg("prometheus").current_dir(scratch);
+        if silently(&mut apt).is_err() {
+            // A fresh container image has no package lists.
+            silently(Command::new("apt-get").args(["update", "--quiet"]))?;
+            silently(&mut apt)?;
+        }
+        unpack_deb(scratch)
+    })?;
+    ensure!(
+        fetched.is_file(),
+        "Debian's package prometheus holds no usr/bin/prometheus"
+    );
     Ok(fetched)
 }
 
-/// Downloads a Debian package and unpacks it to `target/debs/<package>`.
-fn unpack(package: &str) -> Result<()> {
-    let debs = target_dir().join("debs");
-    fs::create_dir_all(&debs).with_context(|| format!("creating {}", debs.display()))?;
-    let scratch = tempfile::tempdir_in(&debs)?;
-    eprintln!("fetching Debian's {package} (once)");
-    let download = [
-        "download",
-        "--quiet",
-        "-o",
-        "APT::Sandbox::User=root",
-        package,
-    ];
-    let mut apt = Command::new("apt-get");
-    apt.args(download).current_dir(scratch.path());
-    if silently(&mut apt).is_err() {
-        // A fresh container image has no package lists.
-        silently(Command::new("apt-get").args(["update", "--quiet"]))?;
-        silently(&mut apt)?;
+/// A package of one of Debian's suites, unpacked.
+pub fn debian(suite: &str, package: &str) -> Result<PathBuf> {
+    let place = target_dir().join("servers").join(suite).join(package);
+    fetch(&place, |scratch| {
+        let apt = Apt::prepare()?;
+        let mut download = apt.command();
+        download
+            .args(["download", "--quiet"])
+            .arg(format!("{package}/{suite}"))
+            .current_dir(scratch);
+        if silently(&mut download).is_err() {
+            // There are no lists yet, or they name a version that the mirror has no more.
+            apt.update()?;
+            silently(&mut download)?;
+        }
+        unpack_deb(scratch)
+    })?;
+    Ok(place)
+}
+
+/// The version of a package that was fetched by [`debian`].
+pub fn debian_version(suite: &str, package: &str) -> Result<String> {
+    let file = debian(suite, package)?.join(VERSION);
+    let version =
+        fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    Ok(version.trim().to_owned())
+}
+
+/// A package of npm, unpacked: its files are in the folder `package`.
+pub fn npm(package: &str, version: &str) -> Result<PathBuf> {
+    let name = format!(
+        "{}-{version}",
+        package.trim_start_matches('@').replace('/', "-")
+    );
+    let place = target_dir().join("servers/npm").join(name);
+    fetch(&place, |scratch| {
+        let mut pack = Command::new("npm");
+        pack.args(["pack", "--silent"])
+            .arg(format!("{package}@{version}"));
+        silently(pack.current_dir(scratch))?;
+        let archive = downloaded(scratch, "tgz")?;
+        let unpacked = scratch.join("unpacked");
+        fs::create_dir(&unpacked)?;
+        let mut tar = Command::new("tar");
+        silently(tar.arg("-xzf").arg(&archive).arg("-C").arg(&unpacked))?;
+        Ok(unpacked)
+    })?;
+    Ok(place)
+}
+
+/// A wheel of PyPI, unpacked.
+pub fn wheel(package: &str, version: &str) -> Result<PathBuf> {
+    let place = target_dir()
+        .join("servers/pypi")
+        .join(format!("{package}-{version}"));
+    fetch(&place, |scratch| {
+        let mut pip = Command::new("python3");
+        // It says that it wants a newer Python, but its library is what is wanted here.
+        pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check"])
+            .args(["download", "--no-deps", "--ignore-requires-python"])
+            .args(["--only-binary=:all:", "--dest"])
+            .arg(scratch)
+            .arg(format!("{package}=={version}"));
+        silently(&mut pip)?;
+        let archive = downloaded(scratch, "whl")?;
+        let unpacked = scratch.join("unpacked");
+        let mut unzip = Command::new("python3");
+        silently(
+            unzip
+                .args(["-m", "zipfile", "-e"])
+                .arg(&archive)
+                .arg(&unpacked),
+        )?;
+        Ok(unpacked)
+    })?;
+    Ok(place)
+}
+
+/// Fills `place` once: `get` downloads to a scratch folder and says which folder of it is wanted.
+fn fetch(place: &Path, get: impl FnOnce(&Path) -> Result<PathBuf>) -> Result<()> {
+    if place.is_dir() {
+        return Ok(());
     }
-    let mut archive = None;
-    for entry in fs::read_dir(scratch.path())? {
-        archive = Some(entry?.path());
-    }
-    let archive = archive.with_context(|| format!("apt-get downloaded nothing for {package}"))?;
-    let unpacked = scratch.path().join("unpacked");
+    let parent = place.parent().context("everything lies below target/")?;
+    fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
+    let scratch = tempfile::tempdir_in(parent)?;
+    let what = place.strip_prefix(target_dir()).unwrap_or(place).display();
+    eprintln!("fetching {what} (once)");
+    let unpacked = get(scratch.path()).with_context(|| format!("fetching {what}"))?;
+    fs::rename(&unpacked, place).with_context(|| format!("naming {what}"))
+}
+
+/// Unpacks the one Debian package that lies in a folder.
+fn unpack_deb(scratch: &Path) -> Result<PathBuf> {
+    let archive = downloaded(scratch, "deb")?;
+    let unpacked = scratch.join("unpacked");
     silently(Command::new("dpkg").arg("-x").arg(&archive).arg(&unpacked))?;
-    fs::rename(&unpacked, debs.join(package)).with_context(|| format!("naming {package}"))
+    let mut field = Command::new("dpkg-deb");
+    let version = field.arg("--field").arg(&archive).arg("Version").output()?;
+    fs::write(unpacked.join(VERSION), version.stdout)?;
+    Ok(unpacked)
+}
+
+/// The file with this extension.
+fn downloaded(scratch: &Path, extension: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir(scratch)? {
+        let path = entry?.path();
+        if path.extension() == Some(OsStr::new(extension)) {
+            return Ok(path);
+        }
+    }
+    bail!("nothing was downloaded")
+}
+
+/// apt with package lists of its own below `target/apt`, for all of [`SUITES`].
+struct Apt {
+    root: PathBuf,
+}
+
+impl Apt {
+    /// Writes down where the suites are: where the machine's own packages come from.
+    fn prepare() -> Result<Self> {
+        let apt = Self {
+            root: target_dir().join("apt"),
+        };
+        for folder in ["sources", "lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(apt.root.join(folder))?;
+        }
+        let machine = fs::read_to_string(MACHINE_SOURCES)
+            .with_context(|| format!("reading {MACHINE_SOURCES}, which names Debian's mirror"))?;
+        let stanza = machine.split("\n\n").next().unwrap_or_default();
+        for suite in SUITES {
+            let lines = stanza.lines().filter(|line| !line.starts_with('#'));
+            let lines = lines.map(|line| match line.split_once(':') {
+                Some(("Suites", _)) => format!("Suites: {suite}\n"),
+                Some(("Components", _)) => "Components: main\n".to_owned(),
+                _ => format!("{line}\n"),
+            });
+            let file = apt.root.join(format!("sources/{suite}.sources"));
+            fs::write(file, lines.collect::<String>())?;
+        }
+        Ok(apt)
+    }
+
+    /// Fetches the package lists.
+    fn update(&self) -> Result<()> {
+        eprintln!("fetching the package lists of {}", SUITES.join(", "));
+        // It succeeds even when it reached nobody, unless it is told otherwise.
+        silently(self.command().args(["update", "--quiet", "--error-on=any"]))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("apt-get");
+        let root = self.root.display();
+        for option in [
+            "Dir::Etc::sourcelist=/dev/null".to_owned(),
+            format!("Dir::Etc::sourceparts={root}/sources"),
+            format!("Dir::State::Lists={root}/lists"),
+            format!("Dir::Cache={root}/cache"),
+            "APT::Sandbox::User=root".to_owned(),
+        ] {
+            command.arg("-o").arg(option);
+        }
+        command
+    }
 }
 
 /// Runs a command without its chatter; its last line becomes the error.

@@ -1,13 +1,9 @@
 //! A real server, stripped, from Debian: Prometheus scraping itself, watched while it answers queries.
 //!
-//! What "at rest" means here. `go_goroutines` is read by a goroutine that the reading itself started: serving
-//! one GET /metrics takes a background reader on the connection, and workers that gather the metrics. They are
-//! gone when the answer is there, so a census cannot see them; how many there are (three to six) is up to the
-//! scheduler, and the least of a few readings is the same each time. So the test first asks the server
-//! twice without leaktrace: for `go_goroutines`, and for its own list of goroutines (/debug/pprof/goroutine),
-//! in which the one goroutine that serves the listing can be told apart. The difference is what a reading
-//! adds, and is subtracted from then on. Both connections stay open throughout, so that the
-//! goroutines serving them are there at every count; a scrape in flight shows as two readings, one before and
+//! What "at rest" means here. A reading of `go_goroutines` counts goroutines that are there only for the reading
+//! (`leaktrace_fixtures::own_count` tells which), so the test first finds out, without leaktrace, how many those are;
+//! they are subtracted from then on. Both connections stay open throughout, so that the goroutines
+//! serving them are there at every count; a scrape in flight shows as two readings, one before and
 //! one after the census, that differ, and the reading is taken again.
 
 use std::fs;
@@ -16,12 +12,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use leaktrace_fixtures::own_count;
+
 use crate::http::Connection;
 use crate::tool::Tool;
 use crate::{needs, report, tool};
-
-/// Readings of `go_goroutines` of which the least counts.
-const READINGS: usize = 5;
 
 /// Censuses that are compared.
 const CENSUSES: u32 = 10;
@@ -172,38 +167,16 @@ impl Server {
 
     /// `go_goroutines`: the least of a few readings.
     fn reading(&mut self) -> i64 {
-        let mut readings = Vec::new();
-        for _ in 0..READINGS {
-            let body = self.metrics.get("/metrics").body;
-            let line = body
-                .lines()
-                .find_map(|line| line.strip_prefix("go_goroutines "));
-            readings.push(
-                line.and_then(|value| value.parse().ok())
-                    .expect("go_goroutines is there"),
-            );
-        }
-        readings.into_iter().min().expect("there is at least one")
-    }
-
-    /// Its own list of goroutines, without the one that only serves the listing.
-    fn listing(&mut self) -> i64 {
-        let text = self.other.get("/debug/pprof/goroutine?debug=2").body;
-        let count = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
-        let serving = count("created by net/http.(*connReader).startBackgroundRead");
-        i64::try_from(count("goroutine ") - serving).expect("it is a small number")
+        own_count::reading(&mut self.metrics.0, "/metrics").expect("go_goroutines is there")
     }
 
     /// How many goroutines a reading of `go_goroutines` counts that are there only for the reading.
     fn added_by_a_reading(&mut self) -> i64 {
-        let mut added = Vec::new();
-        for _ in 0..10 {
-            added.push(self.reading() - self.listing());
-            thread::sleep(Duration::from_millis(100));
-        }
-        added.sort_unstable();
-        println!("a reading of go_goroutines adds {added:?}");
-        added[added.len() / 2]
+        own_count::added_by_a_reading(
+            (&mut self.metrics.0, "/metrics"),
+            (&mut self.other.0, own_count::LISTING),
+        )
+        .expect("the server counts itself")
     }
 
     /// `go_goroutines` at rest minus the census.
