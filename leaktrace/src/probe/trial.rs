@@ -77,7 +77,7 @@ pub fn try_probe() -> Result<Trial, ProbeError> {
     let traced = time_calls();
     set.detach();
     let [_, hits, ..] = probes.hits(&set);
-    let records = ring.drain(CALLS as usize * 2, |_| {}).records as u64;
+    let records = ring.drain(usize::MAX, |_| {}).records as u64;
     Ok(Trial {
         calls: CALLS,
         hits,
