@@ -85,7 +85,12 @@ pub fn run(arguments: &Arguments) -> Result<ExitCode> {
                 image,
             });
         }
-        archives.push((arch, image::build(arch, &RELEASES)?));
+        if machines
+            .iter()
+            .any(|machine| machine.arch == arch && machine.image.is_ok())
+        {
+            archives.push((arch, image::build(arch, &RELEASES)?));
+        }
     }
     if !machines.iter().any(|machine| machine.image.is_ok()) {
         return Ok(ExitCode::from(EXIT_SKIPPED));

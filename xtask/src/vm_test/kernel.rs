@@ -16,8 +16,9 @@ pub struct Kernel {
     pub release: &'static str,
     suite: &'static str,
     /// Whether on arm64 a page of a program's heap can be away for a moment while the program runs, so that
-    /// a probe cannot read it (and counts that). Seen with 7.2 and its huge pages, never with
-    /// transparent_hugepage=never; the probes cannot wait for the page, since they must not sleep.
+    /// a probe cannot read it (and counts that). Seen with 7.2 and large folios, never when booted with
+    /// transparent_hugepage=never, =madvise, or thp_anon=16K-1M:never. Probes cannot wait for the page, since
+    /// they must not sleep, and trying at once again does not help.
     pub moves_pages: bool,
 }
 
