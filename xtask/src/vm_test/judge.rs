@@ -11,11 +11,14 @@ use leaktrace_fixtures::build::marked_line;
 const ENDED: u64 = 20_000;
 const BLOCKED: u64 = 100;
 
+/// Reads that may fail where reads may fail at all: a hundredth of the goroutines.
+const MOST_FAULTS: u64 = 200;
+
 /// The first Go release whose timers nobody waits for are collected.
 const NEW_TIMERS: u32 = 23;
 
-/// One check: how it failed, if it did.
-pub type Check = Result<(), String>;
+/// One check: how it failed, if it did; else what is to be said of it all the same.
+pub type Check = Result<Option<String>, String>;
 
 /// Names of the checks, in the order of [`judge`].
 pub fn names(releases: &[&str]) -> Vec<String> {
@@ -28,13 +31,13 @@ pub fn names(releases: &[&str]) -> Vec<String> {
     names
 }
 
-/// Judges what the guest said.
-pub fn judge(lines: &[String], releases: &[&str]) -> Vec<Check> {
+/// Judges what the guest said. `may_fault`: a few of the probes' reads may have failed, if they were counted.
+pub fn judge(lines: &[String], releases: &[&str], may_fault: bool) -> Vec<Check> {
     let said = Said::new(lines);
     let mut checks = vec![host(&said)];
     for release in releases {
         checks.push(snapshot(&said, release));
-        checks.push(record(&said, release));
+        checks.push(record(&said, release, may_fault));
         checks.push(detach(&said, release));
         checks.push(timers(&said, release));
     }
@@ -71,7 +74,7 @@ fn snapshot(said: &Said, release: &str) -> Check {
 }
 
 /// A recording has every goroutine that came and went, and lost nothing.
-fn record(said: &Said, release: &str) -> Check {
+fn record(said: &Said, release: &str, may_fault: bool) -> Check {
     let found = said.json(&format!("{release}/record")).map_err(|error| {
         format!(
             "{error}: {}",
@@ -79,20 +82,12 @@ fn record(said: &Said, release: &str) -> Check {
         )
     })?;
     let line = |marker| marked_line("spawn-million", marker).map_err(|error| error.to_string());
-    equal("lost events", &found["events"]["lost"], &Value::from(0))?;
-    let refused = array(&found["events"]["not_probed"]).count();
-    let words = said.words(&format!("{release}/record-words"));
+    let events = &found["events"];
+    let hits = |kind: &str| events["hits"][kind].as_u64().unwrap_or(0);
     let stay = site(&found, "goroutine", line("LEAK: goroutine")?)?;
-    let counts = |site: &Value| {
-        ["count", "created_total", "ended_total"]
-            .map(|name| site[name].as_u64().unwrap_or(u64::MAX))
-    };
-    equal("those that stay", counts(stay), [BLOCKED, BLOCKED, 0])?;
     let go = site(&found, "goroutine", line("healthy")?)?;
-    equal("those that end", counts(go), [0, ENDED, ENDED])?;
-    if refused > 0 && words.is_empty() {
-        return Err("kinds of event were not probed, and nobody said so".to_owned());
-    }
+    equal("those that stay", number(&stay["count"]), BLOCKED)?;
+    equal("those that end, alive", number(&go["count"]), 0)?;
     // The stack that made them was walked inside the kernel.
     let stack = array(&stay["creation_stack"]);
     let functions: Vec<_> = stack
@@ -101,7 +96,36 @@ fn record(said: &Said, release: &str) -> Check {
     if !functions.contains(&"main.run") || !functions.contains(&"main.main") {
         return Err(format!("the creation stack is {functions:?}"));
     }
-    Ok(())
+    let lost = number(&events["lost"]);
+    if may_fault && lost > 0 && lost <= MOST_FAULTS {
+        equal(
+            "read faults",
+            number(&events["lost_by_cause"]["read fault"]),
+            lost,
+        )?;
+        // Each hit counts, whatever could be read; a goroutine of the runtime's own may come and go too.
+        if hits("born") < ENDED + BLOCKED || hits("ended") < ENDED {
+            return Err(format!(
+                "not every birth and end was hit: {}",
+                events["hits"]
+            ));
+        }
+        return Ok(Some(format!(
+            "{lost} reads failed and were counted, and what is alive is exact"
+        )));
+    }
+    equal("lost events", lost, 0)?;
+    let counts = |site: &Value| ["created_total", "ended_total"].map(|name| number(&site[name]));
+    equal(
+        "births and ends of those that stay",
+        counts(stay),
+        [BLOCKED, 0],
+    )?;
+    equal(
+        "births and ends of those that end",
+        counts(go),
+        [ENDED, ENDED],
+    )
 }
 
 /// The probes changed the program's code while they were on, and left nothing behind.
@@ -217,13 +241,18 @@ fn place(site: &Value) -> String {
     format!("{}:{}", name.display(), site["line"])
 }
 
+/// A count; what is none is larger than any.
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or(u64::MAX)
+}
+
 fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
 fn equal<T: PartialEq + std::fmt::Debug>(what: &str, found: T, wanted: T) -> Check {
     if found == wanted {
-        return Ok(());
+        return Ok(None);
     }
     Err(format!("{what}: {found:?}, not {wanted:?}"))
 }
@@ -235,12 +264,12 @@ mod tests {
     #[test]
     fn every_check_has_a_name() {
         let releases = ["1.22.10", "1.27.3"];
-        assert_eq!(judge(&[], &releases).len(), names(&releases).len());
+        assert_eq!(judge(&[], &releases, true).len(), names(&releases).len());
     }
 
     #[test]
     fn a_silent_guest_fails_every_check() {
-        let checks = judge(&["late /tmp/out ready".to_owned()], &["1.27.3"]);
+        let checks = judge(&["late /tmp/out ready".to_owned()], &["1.27.3"], true);
         for check in checks {
             let reason = check.expect_err("nothing was said");
             assert!(reason.contains("waited in vain for /tmp/out"), "{reason}");
@@ -263,7 +292,7 @@ mod tests {
             ];
             super::snapshot(&Said::new(&lines), "1.27.3")
         };
-        assert_eq!(check(2), Ok(()));
+        assert_eq!(check(2), Ok(None));
         assert!(check(1).is_err_and(|reason| reason.starts_with("states: ")));
     }
 
@@ -276,7 +305,7 @@ mod tests {
             ];
             detach(&Said::new(&lines), "1.27.3")
         };
-        assert_eq!(check("a b a"), Ok(()));
+        assert_eq!(check("a b a"), Ok(None));
         assert!(check("a a a").is_err());
         assert!(check("a b b").is_err());
         assert!(check("a b").is_err());

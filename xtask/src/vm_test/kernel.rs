@@ -15,6 +15,11 @@ pub struct Kernel {
     /// Such as "6.1".
     pub release: &'static str,
     suite: &'static str,
+    /// Whether on arm64 a page of a program's heap can be away for a moment while the program runs, so that
+    /// a probe cannot read it (and counts that). Seen with 7.2 and large folios, never when booted with
+    /// transparent_hugepage=never, =madvise, or thp_anon=16K-1M:never. Probes cannot wait for the page, since
+    /// they must not sleep, and trying at once again does not help.
+    pub moves_pages: bool,
 }
 
 /// The kernels that are tried, oldest first.
@@ -22,18 +27,22 @@ pub const KERNELS: [Kernel; 4] = [
     Kernel {
         release: "5.10",
         suite: "bullseye",
+        moves_pages: false,
     },
     Kernel {
         release: "6.1",
         suite: "bookworm",
+        moves_pages: false,
     },
     Kernel {
         release: "6.12",
         suite: "trixie",
+        moves_pages: false,
     },
     Kernel {
         release: "7.2",
         suite: "forky",
+        moves_pages: true,
     },
 ];
 
