@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn refuses_a_kernel_thread() {
         // kthreadd is pid 2 wherever the pid namespace is the initial one.
-        let Ok(name) = std::fs::read_to_string("/proc/2/comm") else {
+        let Ok(name) = fs::read_to_string("/proc/2/comm") else {
             eprintln!("skipping: pid 2 is not visible here");
             return;
         };

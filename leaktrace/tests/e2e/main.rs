@@ -9,6 +9,8 @@ mod daemon;
 mod detach;
 mod http;
 mod inspect;
+mod kinds;
+mod matrix;
 mod needs;
 mod prometheus;
 mod record;

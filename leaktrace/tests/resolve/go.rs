@@ -90,6 +90,7 @@ impl Toolchain {
             .env("GOTOOLCHAIN", "local")
             .env("GOPROXY", "off")
             .env("GOFLAGS", "")
+            .env("GOCACHE", leaktrace_fixtures::target_dir().join("gocache"))
             .env_remove("GOEXPERIMENT")
             .output()
             .expect("the compiler starts");
