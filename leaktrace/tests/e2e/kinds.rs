@@ -2,6 +2,7 @@
 //! as it should be, or refused with the right reason.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -277,59 +278,162 @@ impl Drop for Victim {
     }
 }
 
+/// Compiles `source` in a folder with cgo; `None` when that cannot be done here.
+fn compile(folder: &Path, name: &str, source: &str, arguments: &[&str]) -> Option<()> {
+    needs::gcc()?;
+    let Some(go) = Toolchain::find("1.27.3") else {
+        return needs::skip("needs go 1.27.3: cargo xtask go 1.27.3");
+    };
+    fs::write(folder.join(name), source).expect("temporary files can be written");
+    let built = go
+        .go()
+        .current_dir(folder)
+        .env("CGO_ENABLED", "1")
+        .env("GO111MODULE", "off")
+        .arg("build")
+        .args(arguments)
+        .arg(name)
+        .output()
+        .expect("go starts");
+    let complaint = String::from_utf8_lossy(&built.stderr);
+    assert!(built.status.success(), "{complaint}");
+    Some(())
+}
+
+/// Starts a program that prints a line when it is ready, and ends with its standard input.
+fn start(command: &mut Command) -> Option<(Victim, String)> {
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let Ok(mut child) = child else {
+        let name = command.get_program().display().to_string();
+        return needs::skip(&format!("needs {name}"));
+    };
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let victim = Victim(child);
+    let mut line = String::new();
+    BufReader::new(stdout)
+        .read_line(&mut line)
+        .expect("it prints a line");
+    Some((victim, line.trim().to_owned()))
+}
+
 /// Go code in a process that is no Go program.
 #[test]
 fn a_library_in_python_is_refused_by_name() {
-    let (Some(()), Some(())) = (needs::root(), needs::gcc()) else {
+    const SOURCE: &str = r#"package main
+
+import "C"
+
+//export Answer
+func Answer() int { return 42 }
+
+func main() {}
+"#;
+    let Some(()) = needs::root() else { return };
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let arguments = ["-buildmode=c-shared", "-o", "answer.so"];
+    let Some(()) = compile(folder.path(), "answer.go", SOURCE, &arguments) else {
         return;
     };
-    let Some(go) = Toolchain::find("1.27.3") else {
-        return needs::skip::<()>("needs go 1.27.3: cargo xtask go 1.27.3").unwrap_or_default();
-    };
-    let folder = tempfile::tempdir().expect("temporary folders can be made");
-    let source = "package main\n\nimport \"C\"\n\n//export Answer\nfunc Answer() int { return 42 }\n\nfunc main() {}\n";
     let library = folder.path().join("answer.so");
-    fs::write(folder.path().join("answer.go"), source).expect("temporary files can be written");
-    let built = go
-        .go()
-        .current_dir(folder.path())
-        .env("CGO_ENABLED", "1")
-        .env("GO111MODULE", "off")
-        .args([
-            "build",
-            "-buildmode=c-shared",
-            "-o",
-            "answer.so",
-            "answer.go",
-        ])
-        .output()
-        .expect("go starts");
-    assert!(
-        built.status.success(),
-        "{}",
-        String::from_utf8_lossy(&built.stderr)
-    );
     refuses(
         &library,
         "Go code for another program to load (-buildmode=c-shared)",
     );
-
     let script = "import ctypes, sys; print(ctypes.CDLL(sys.argv[1]).Answer(), flush=True); sys.stdin.read()";
-    let child = Command::new("python3")
-        .args(["-c", script])
-        .arg(&library)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn();
-    let Ok(child) = child else {
-        return needs::skip::<()>("needs python3").unwrap_or_default();
+    let mut command = Command::new("python3");
+    let Some((python, answer)) = start(command.args(["-c", script]).arg(&library)) else {
+        return;
     };
-    let mut python = Victim(child);
-    let mut answer = String::new();
-    let stdout = python.0.stdout.take().expect("stdout is piped");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(stdout), &mut answer)
-        .expect("python prints");
-    assert_eq!(answer.trim(), "42");
+    assert_eq!(answer, "42");
     refuses_process(python.0.id(), "has loaded Go code: ");
     refuses_process(python.0.id(), "answer.so (go1.27.3)");
+}
+
+/// A plugin brings its own copies of the runtime's functions.
+#[test]
+fn a_program_that_has_loaded_a_plugin_is_refused() {
+    const PLUGIN: &str = r#"package main
+
+func Leak() { go func() { select {} }() }
+
+func main() {}
+"#;
+    const HOST: &str = r#"package main
+
+import (
+	"os"
+	"plugin"
+)
+
+func main() {
+	loaded, err := plugin.Open("./plugin.so")
+	if err != nil {
+		panic(err)
+	}
+	leak, err := loaded.Lookup("Leak")
+	if err != nil {
+		panic(err)
+	}
+	leak.(func())()
+	os.Stdout.WriteString("loaded\n")
+	os.Stdin.Read(make([]byte, 1))
+}
+"#;
+    let Some(()) = needs::root() else { return };
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let path = folder.path();
+    let arguments = ["-buildmode=plugin", "-o", "plugin.so"];
+    let Some(()) = compile(path, "plugin.go", PLUGIN, &arguments) else {
+        return;
+    };
+    let Some(()) = compile(path, "host.go", HOST, &["-o", "host"]) else {
+        return;
+    };
+    refuses(&path.join("plugin.so"), "(-buildmode=plugin)");
+    let mut command = Command::new(path.join("host"));
+    let Some((host, said)) = start(command.current_dir(path)) else {
+        return;
+    };
+    assert_eq!(said, "loaded");
+    refuses_process(host.0.id(), "has loaded the Go plugin ");
+}
+
+/// With the race detector, whose runtime is C, and with what release builds add.
+#[test]
+fn a_race_build_is_counted() {
+    const SOURCE: &str = r#"package main
+
+import "os"
+
+func main() {
+	for i := 0; i < 7; i++ {
+		go func() { select {} }()
+	}
+	os.Stdout.WriteString("ready\n")
+	os.Stdin.Read(make([]byte, 1))
+}
+"#;
+    let Some(()) = needs::root() else { return };
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let arguments = [
+        "-race",
+        "-trimpath",
+        "-ldflags=-s -w -X main.version=1",
+        "-o",
+        "racy",
+    ];
+    let Some(()) = compile(folder.path(), "racy.go", SOURCE, &arguments) else {
+        return;
+    };
+    let mut command = Command::new(folder.path().join("racy"));
+    let Some((program, said)) = start(&mut command) else {
+        return;
+    };
+    assert_eq!(said, "ready");
+    let found = tool::json(&["snapshot", "--pid", &program.0.id().to_string()]);
+    let counts: Vec<_> = report::sites(&found)
+        .filter(|site| site["line"] == 7)
+        .map(|site| report::number(&site["count"]))
+        .collect();
+    assert_eq!(counts, [7], "{found}");
 }
