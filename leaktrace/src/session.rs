@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -76,6 +77,7 @@ impl Session {
             Err(Refusal::NotGo) => return Err(not_go(&process)).with_context(refused),
             other => Rc::new(other.with_context(refused)?),
         };
+        without_plugins(&process, &program).with_context(refused)?;
         let bias = process.load_bias(program.program_headers);
         let layout = Layout::new(&program, bias);
         let memory = LiveMemory::new(pid);
@@ -291,17 +293,40 @@ fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
 
 /// Why a process whose executable is no Go program cannot be traced: Go code may have been loaded into it.
 fn not_go(process: &Process) -> anyhow::Error {
-    for (path, file) in process.mapped_files() {
-        let Ok(elf) = Elf::open(&file) else { continue };
-        if let Ok(build) = resolve::buildinfo::read(&elf) {
-            return anyhow!(
-                "this is not a Go program, but one that has loaded Go code: {} ({}); leaktrace traces Go programs only",
-                path.display(),
-                build.go.text.escape_debug()
-            );
-        }
+    match go_library(process) {
+        Some((path, go)) => anyhow!(
+            "this is not a Go program, but one that has loaded Go code: {} ({go}); leaktrace traces Go programs only",
+            path.display()
+        ),
+        None => Refusal::NotGo.into(),
     }
-    Refusal::NotGo.into()
+}
+
+/// Refuses a Go program that has loaded a plugin: a plugin brings functions of the runtime with it, so probes on
+/// the program's own would miss what happens in the plugin's.
+fn without_plugins(process: &Process, program: &Program) -> anyhow::Result<()> {
+    // Only a program with this function in it can have loaded one (src/plugin/plugin_dlopen.go).
+    if program.functions.function_named("plugin.open").is_none() {
+        return Ok(());
+    }
+    match go_library(process) {
+        Some((path, _)) => Err(anyhow!(
+            "it has loaded the Go plugin {}; leaktrace traces programs without plugins only",
+            path.display()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A library in the process that Go compiled, and by which release.
+fn go_library(process: &Process) -> Option<(PathBuf, String)> {
+    process.mapped_files().find_map(|(path, file)| {
+        if path == process.exe {
+            return None;
+        }
+        let build = resolve::buildinfo::read(&Elf::open(&file).ok()?).ok()?;
+        Some((path, build.go.text.escape_debug().to_string()))
+    })
 }
 
 /// A kind of event as users see it.

@@ -22,6 +22,12 @@ pub struct Arguments {
     /// For AArch64
     #[arg(long)]
     arm64: bool,
+    /// Linked by the C compiler's linker
+    #[arg(long)]
+    external: bool,
+    /// Position independent without a dynamic linker
+    #[arg(long)]
+    static_pie: bool,
 }
 
 /// Builds, unless it is there and newer than its source; fetches the toolchain if need be.
@@ -30,6 +36,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         stripped: arguments.stripped,
         pie: arguments.pie,
         arm64: arguments.arm64,
+        external: arguments.external,
+        static_pie: arguments.static_pie,
     };
     let executable = build::build(&arguments.name, &go::install(&arguments.go)?, variant)?;
     println!("{}", executable.display());

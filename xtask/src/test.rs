@@ -15,18 +15,15 @@ use leaktrace_fixtures::{repository, target_dir};
 
 use crate::{demo, go, servers, tools, vm_test};
 
-/// Go releases that the tests build fixtures with.
-const RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
+/// Go releases that a quick run builds fixtures with; a full one has all that are pinned.
+const QUICK_RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
 
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Shorter: no rebuild of the eBPF objects, no docs, shorter watches of real servers
+    /// Shorter: three Go releases, no rebuild of the eBPF objects, no docs, shorter watches of real servers
     #[arg(long)]
     quick: bool,
-    /// With every pinned Go release
-    #[arg(long)]
-    all_go: bool,
     /// Run only the tests whose names contain this, and none of the other steps
     filter: Option<String>,
 }
@@ -76,10 +73,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
 /// Gets the Go toolchains and the real servers that the tests want.
 fn fetch(arguments: &Arguments, report: &mut Report) {
-    let mut versions = RELEASES.to_vec();
-    if arguments.all_go {
-        versions = PINNED.iter().map(|release| release.version).collect();
-    }
+    let versions = if arguments.quick {
+        QUICK_RELEASES.to_vec()
+    } else {
+        PINNED.iter().map(|release| release.version).collect()
+    };
     for version in versions {
         if let Err(error) = go::install(version) {
             report.skip(&format!("tests with go {version}"), &format!("{error:#}"));
@@ -87,6 +85,12 @@ fn fetch(arguments: &Arguments, report: &mut Report) {
     }
     if let Err(error) = tools::prometheus() {
         report.skip("the test with a real Prometheus", &format!("{error:#}"));
+    }
+    for (package, version, hash) in tools::ESBUILD {
+        if let Err(error) = tools::esbuild(package, version, hash) {
+            let what = format!("tests with npm's {package} {version}");
+            report.skip(&what, &format!("{error:#}"));
+        }
     }
 }
 
@@ -124,7 +128,12 @@ fn tests(cargo: &OsString, arguments: &Arguments, report: &mut Report) -> Result
     if arguments.quick {
         command.env("LEAKTRACE_QUICK", "1");
     }
+    // Written by the test of every release and kind of binary, if it runs.
+    let matrix = target_dir().join("matrix.txt");
+    let _ = fs::remove_file(&matrix);
+    command.env("LEAKTRACE_MATRIX", &matrix);
     report.run("tests", &mut command);
+    report.matrix = fs::read_to_string(&matrix).unwrap_or_default();
     report.skips_in(&skips)
 }
 
@@ -203,6 +212,8 @@ fn status(command: &mut Command) -> Option<i32> {
 struct Report {
     steps: Vec<(String, bool, Duration)>,
     skipped: Vec<(String, String)>,
+    /// The table of Go releases and kinds of binary that were traced.
+    matrix: String,
 }
 
 impl Report {
@@ -245,6 +256,9 @@ impl Report {
 
     /// Prints the summary; an error when a step failed.
     fn finish(self) -> Result<()> {
+        if !self.matrix.is_empty() {
+            println!("\nGo releases and kinds of binary\n{}", self.matrix);
+        }
         println!("\nSummary");
         for (step, passed, took) in &self.steps {
             let verdict = if *passed { "passed" } else { "FAILED" };

@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_fixtures::target_dir;
+use sha2::{Digest, Sha256};
 
 /// Debian's suites whose packages are used, oldest first.
 pub const SUITES: [&str; 3] = ["bookworm", "trixie", "forky"];
@@ -28,7 +29,79 @@ pub struct Arguments {}
 /// Fetches what is missing; prints one line per program.
 pub fn run(_: &Arguments) -> Result<()> {
     println!("{}", prometheus()?.display());
+    for (package, version, hash) in ESBUILD {
+        println!("{}", esbuild(package, version, hash)?.display());
+    }
     Ok(())
+}
+
+/// esbuild in the Go releases of which no toolchain can be fetched, and without build information: package, version,
+/// SHA-256 of the archive. Compiled by Go 1.17.2, 1.18, 1.20 and 1.26.5.
+pub const ESBUILD: [(&str, &str, &str); 4] = [
+    (
+        "esbuild-linux-64",
+        "0.13.15",
+        "4441c72e5a251f9d7c83fc1949f74c46d92ddeff8ca67eb7f3050dc6401e9f03",
+    ),
+    (
+        "esbuild-linux-64",
+        "0.14.30",
+        "2481a4ec7e8ed54ff98430c2a48f2ae4af2ad616414322e464d8f0b4e9582917",
+    ),
+    (
+        "@esbuild/linux-x64",
+        "0.17.10",
+        "5ed9eeeb2dc6def48b48128358feb625857b7811db32a781f247ae3a2293a62a",
+    ),
+    (
+        "@esbuild/linux-x64",
+        "0.28.2",
+        "9573bb2233aab0f9ea7647d5cca9726113cc1768de61d66b17267f4db84488f6",
+    ),
+];
+
+/// An esbuild of npm, fetched if it is not there yet.
+pub fn esbuild(package: &str, version: &str, hash: &str) -> Result<PathBuf> {
+    let npm = target_dir().join("npm");
+    let folder = npm.join(format!("{package}-{version}"));
+    let executable = folder.join("package/bin/esbuild");
+    if executable.is_file() {
+        return Ok(executable);
+    }
+    fs::create_dir_all(folder.parent().unwrap_or(&npm))
+        .with_context(|| format!("creating {}", folder.display()))?;
+    let scratch = tempfile::tempdir_in(&npm)?;
+    eprintln!("fetching npm's {package} {version} (once)");
+    let mut pack = Command::new("npm");
+    pack.args(["pack", "--silent"])
+        .arg(format!("{package}@{version}"));
+    silently(pack.current_dir(scratch.path())).context("npm")?;
+    let archive = fs::read_dir(scratch.path())?
+        .next()
+        .with_context(|| format!("npm fetched nothing for {package}"))??
+        .path();
+    let mut hasher = Sha256::new();
+    io::copy(&mut fs::File::open(&archive)?, &mut hasher)?;
+    let found: String = hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    ensure!(
+        found == hash,
+        "npm's {package} {version} has SHA-256 {found}, but {hash} is pinned: it was not unpacked"
+    );
+    let unpacked = scratch.path().join("unpacked");
+    fs::create_dir(&unpacked)?;
+    silently(
+        Command::new("tar")
+            .arg("-xzf")
+            .arg(&archive)
+            .arg("-C")
+            .arg(&unpacked),
+    )?;
+    fs::rename(&unpacked, &folder).with_context(|| format!("naming {}", folder.display()))?;
+    Ok(executable)
 }
 
 /// Debian's Prometheus server, fetched if it is neither installed nor fetched yet.
@@ -231,7 +304,9 @@ pub fn silently(command: &mut Command) -> Result<()> {
     let output = match command.stdin(Stdio::null()).output() {
         Ok(output) => output,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            bail!("{name} is missing: Debian's packages can only be fetched on Debian and its kin");
+            bail!(
+                "{name} is missing: the packages are Debian's and npm's, and fetched by apt-get and npm"
+            );
         }
         Err(error) => return Err(error).with_context(|| format!("starting {name}")),
     };

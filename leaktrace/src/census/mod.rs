@@ -223,7 +223,7 @@ mod tests {
     use super::*;
 
     /// Memory made of a few mapped regions.
-    pub(super) struct Regions(pub BTreeMap<u64, Vec<u8>>);
+    pub(in crate::census) struct Regions(pub BTreeMap<u64, Vec<u8>>);
 
     impl Memory for Regions {
         fn read_pieces(

@@ -75,8 +75,11 @@ impl GoVersion {
             Some(rest) => number(rest)?,
             None => (0, rest),
         };
+        // Behind a blank, or from Go 1.26 on behind a dash when the release has none in its name
+        // (src/cmd/link/internal/ld/main.go).
         let experiments = text
             .split_once(" X:")
+            .or_else(|| text.split_once("-X:"))
             .and_then(|(_, list)| list.split_ascii_whitespace().next())
             .map(|list| list.split(',').map(str::to_owned).collect())
             .unwrap_or_default();
@@ -269,6 +272,12 @@ mod tests {
             (1, 25, 5),
             false,
             &["greenteagc", "synctest"],
+        );
+        check(
+            "go1.27.3-X:nogreenteagc",
+            (1, 27, 3),
+            false,
+            &["nogreenteagc"],
         );
         check("go1.22.2-1-vendor", (1, 22, 2), false, &[]);
         check("go1.21.4 (Red Hat 1.21.4-1.el9)", (1, 21, 4), false, &[]);

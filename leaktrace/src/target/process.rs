@@ -112,7 +112,7 @@ impl Process {
         )
     }
 
-    /// The files other than its executable that it has mapped to run code from: its libraries.
+    /// The files that it has mapped to run code from: its executable and its libraries.
     ///
     /// A library that was deleted is left out, and so are those beyond the bound below.
     pub fn mapped_files(&self) -> impl Iterator<Item = (PathBuf, File)> {

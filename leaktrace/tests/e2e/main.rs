@@ -11,6 +11,8 @@ mod detach;
 mod hostile;
 mod http;
 mod inspect;
+mod kinds;
+mod matrix;
 mod needs;
 mod prometheus;
 mod record;

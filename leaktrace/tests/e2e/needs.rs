@@ -86,8 +86,31 @@ pub fn quick() -> bool {
     std::env::var_os("LEAKTRACE_QUICK").is_some()
 }
 
+/// An esbuild of npm: stripped, and of a Go release that has no toolchain to be had.
+pub fn esbuild(package: &str, version: &str) -> Option<PathBuf> {
+    let file = target_dir().join(format!("npm/{package}-{version}/package/bin/esbuild"));
+    if file.is_file() {
+        return Some(file);
+    }
+    skip(&format!(
+        "needs npm's {package} {version}: cargo xtask tools"
+    ))
+}
+
+/// The C compiler, which Go links programs with that have C code in them.
+pub fn gcc() -> Option<()> {
+    if Command::new("gcc")
+        .arg("--version")
+        .output()
+        .is_ok()
+    {
+        return Some(());
+    }
+    skip("needs gcc: apt-get install gcc")
+}
+
 /// Notes that the running test cannot run here.
-fn skip<T>(reason: &str) -> Option<T> {
+pub fn skip<T>(reason: &str) -> Option<T> {
     let thread = std::thread::current();
     let name = std::env::var("NEXTEST_TEST_NAME").ok();
     let test = name.as_deref().or(thread.name()).unwrap_or("a test");

@@ -19,6 +19,8 @@ pub struct Build {
     pub external: bool,
     /// Compiled for arm64, else for amd64.
     pub arm64: bool,
+    /// GOEXPERIMENT; "" for the release's own choice.
+    pub experiment: &'static str,
 }
 
 impl Toolchain {
@@ -90,7 +92,8 @@ impl Toolchain {
             .env("GOTOOLCHAIN", "local")
             .env("GOPROXY", "off")
             .env("GOFLAGS", "")
-            .env_remove("GOEXPERIMENT")
+            .env("GOCACHE", leaktrace_fixtures::target_dir().join("gocache"))
+            .env("GOEXPERIMENT", build.experiment)
             .output()
             .expect("the compiler starts");
         let complaint = String::from_utf8_lossy(&result.stderr);

@@ -15,7 +15,7 @@ use leaktrace::resolve::buildinfo::{self, BuildInfo};
 use leaktrace::resolve::elf::Elf;
 use leaktrace::resolve::offsets::{self, Offsets};
 use leaktrace::resolve::pclntab::{Frame, Pclntab};
-use leaktrace::resolve::{Refusal, dwarf};
+use leaktrace::resolve::{OffsetsSource, Refusal, dwarf};
 
 /// A line that `frames.go` prints.
 struct Said {
@@ -209,6 +209,56 @@ fn dwarf_and_table_agree() {
             let from_table = offsets::of_release(&info.go).expect("the release is in the table");
             assert_eq!(from_dwarf, from_table, "{} {}", info.go, info.goarch);
         }
+    }
+}
+
+/// An experiment moves the timers of a P: no table by release tells where to, the code does.
+#[test]
+fn the_timers_of_a_p_are_told_from_code() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let binary = directory.path().join("frames");
+    for (minor, experiment, arm64) in [
+        (25, "greenteagc", false),
+        (25, "greenteagc", true),
+        (27, "nogreenteagc", false),
+    ] {
+        let Some(go) = Toolchain::one(minor) else {
+            return;
+        };
+        if !go.version().starts_with(&format!("go1.{minor}.")) {
+            eprintln!("skipped: no Go 1.{minor}");
+            continue;
+        }
+        let build = Build {
+            arm64,
+            experiment,
+            ..Build::default()
+        };
+        go.compile("frames.go", build, &binary);
+        let (info, from_dwarf, _) = read(&binary);
+        assert_eq!(info.go.experiments, [experiment]);
+        let usual = offsets::release(&buildinfo::GoVersion {
+            experiments: Vec::new(),
+            ..info.go
+        });
+        let usual = usual.expect("the release is in the table").offsets;
+        assert_ne!(
+            from_dwarf.p_timers, usual.p_timers,
+            "{experiment} moves them"
+        );
+
+        go.compile(
+            "frames.go",
+            Build {
+                stripped: true,
+                ..build
+            },
+            &binary,
+        );
+        let file = File::open(&binary).expect("the binary is there");
+        let stripped = leaktrace::resolve::resolve(&file).expect("a Go program");
+        assert_eq!(stripped.offsets_source, OffsetsSource::Table);
+        assert_eq!(stripped.offsets, from_dwarf, "{experiment} arm64 {arm64}");
     }
 }
 
