@@ -62,46 +62,25 @@ pub const ESBUILD: [(&str, &str, &str); 4] = [
 
 /// An esbuild of npm, fetched if it is not there yet.
 pub fn esbuild(package: &str, version: &str, hash: &str) -> Result<PathBuf> {
-    let npm = target_dir().join("npm");
-    let folder = npm.join(format!("{package}-{version}"));
-    let executable = folder.join("package/bin/esbuild");
-    if executable.is_file() {
-        return Ok(executable);
-    }
-    fs::create_dir_all(folder.parent().unwrap_or(&npm))
-        .with_context(|| format!("creating {}", folder.display()))?;
-    let scratch = tempfile::tempdir_in(&npm)?;
-    eprintln!("fetching npm's {package} {version} (once)");
-    let mut pack = Command::new("npm");
-    pack.args(["pack", "--silent"])
-        .arg(format!("{package}@{version}"));
-    silently(pack.current_dir(scratch.path())).context("npm")?;
-    let archive = fs::read_dir(scratch.path())?
-        .next()
-        .with_context(|| format!("npm fetched nothing for {package}"))??
-        .path();
-    let mut hasher = Sha256::new();
-    io::copy(&mut fs::File::open(&archive)?, &mut hasher)?;
-    let found: String = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    ensure!(
-        found == hash,
-        "npm's {package} {version} has SHA-256 {found}, but {hash} is pinned: it was not unpacked"
-    );
-    let unpacked = scratch.path().join("unpacked");
-    fs::create_dir(&unpacked)?;
-    silently(
-        Command::new("tar")
-            .arg("-xzf")
-            .arg(&archive)
-            .arg("-C")
-            .arg(&unpacked),
-    )?;
-    fs::rename(&unpacked, &folder).with_context(|| format!("naming {}", folder.display()))?;
-    Ok(executable)
+    let folder = target_dir()
+        .join("npm")
+        .join(format!("{package}-{version}"));
+    fetch(&folder, |scratch| {
+        let archive = npm_archive(scratch, package, version)?;
+        let mut hasher = Sha256::new();
+        io::copy(&mut fs::File::open(&archive)?, &mut hasher)?;
+        let found: String = hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        ensure!(
+            found == hash,
+            "npm's {package} {version} has SHA-256 {found}, but {hash} is pinned: it was not unpacked"
+        );
+        untar(scratch, &archive)
+    })?;
+    Ok(folder.join("package/bin/esbuild"))
 }
 
 /// Debian's Prometheus server, fetched if it is neither installed nor fetched yet.
@@ -167,18 +146,28 @@ pub fn npm(package: &str, version: &str) -> Result<PathBuf> {
     );
     let place = target_dir().join("servers/npm").join(name);
     fetch(&place, |scratch| {
-        let mut pack = Command::new("npm");
-        pack.args(["pack", "--silent"])
-            .arg(format!("{package}@{version}"));
-        silently(pack.current_dir(scratch))?;
-        let archive = downloaded(scratch, "tgz")?;
-        let unpacked = scratch.join("unpacked");
-        fs::create_dir(&unpacked)?;
-        let mut tar = Command::new("tar");
-        silently(tar.arg("-xzf").arg(&archive).arg("-C").arg(&unpacked))?;
-        Ok(unpacked)
+        let archive = npm_archive(scratch, package, version)?;
+        untar(scratch, &archive)
     })?;
     Ok(place)
+}
+
+/// The archive of a package of npm, downloaded to a scratch folder.
+fn npm_archive(scratch: &Path, package: &str, version: &str) -> Result<PathBuf> {
+    let mut pack = Command::new("npm");
+    pack.args(["pack", "--silent"])
+        .arg(format!("{package}@{version}"));
+    silently(pack.current_dir(scratch))?;
+    downloaded(scratch, "tgz")
+}
+
+/// Unpacks a compressed archive beside itself.
+fn untar(scratch: &Path, archive: &Path) -> Result<PathBuf> {
+    let unpacked = scratch.join("unpacked");
+    fs::create_dir(&unpacked)?;
+    let mut tar = Command::new("tar");
+    silently(tar.arg("-xzf").arg(archive).arg("-C").arg(&unpacked))?;
+    Ok(unpacked)
 }
 
 /// A wheel of PyPI, unpacked.

@@ -99,11 +99,7 @@ pub fn esbuild(package: &str, version: &str) -> Option<PathBuf> {
 
 /// The C compiler, which Go links programs with that have C code in them.
 pub fn gcc() -> Option<()> {
-    if Command::new("gcc")
-        .arg("--version")
-        .output()
-        .is_ok()
-    {
+    if Command::new("gcc").arg("--version").output().is_ok() {
         return Some(());
     }
     skip("needs gcc: apt-get install gcc")
