@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use leaktrace::address::RuntimeAddr;
-use leaktrace::census::{Layout, Memory, MemoryError, Piece, TimerFunctions, TimerKind};
+use leaktrace::census::{Anchors, Layout, Memory, MemoryError, Piece, TimerFunctions, TimerKind};
 use leaktrace::resolve::offsets::Offsets;
 
 use crate::{number, offsets_of};
@@ -25,6 +25,10 @@ pub const ALLGPTR: u64 = 8;
 pub const ALLP: u64 = 16;
 /// `runtime.waitReasonStrings`.
 pub const WAIT_REASONS: u64 = 64;
+/// Entries of `runtime.main` and `runtime.forcegchelper`.
+pub const MAIN: u64 = 0x50_1000;
+/// See [`MAIN`].
+pub const FORCE_GC: u64 = 0x50_2000;
 /// The code of the functions that timers run: an AfterFunc's, a timer's, a sleep's.
 pub const FUNCTIONS: [(u64, TimerKind); 3] = [
     (0x50_0000, TimerKind::AfterFunc),
@@ -75,6 +79,11 @@ fn layout(offsets: &Offsets, wait_reason_count: u64) -> Layout {
         wait_reason_count,
         offsets: small(offsets),
         timer_functions: TimerFunctions::new(functions.into()),
+        anchors: Anchors {
+            code: RuntimeAddr(MAIN)..RuntimeAddr(MAIN + (1 << 20)),
+            main: Some(RuntimeAddr(MAIN)),
+            force_gc: Some(RuntimeAddr(FORCE_GC)),
+        },
     }
 }
 

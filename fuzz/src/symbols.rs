@@ -2,8 +2,10 @@
 
 use leaktrace::address::RuntimeAddr;
 use leaktrace::census::TimerKind;
+use leaktrace::census::stacks::Frames;
 use leaktrace::event::StackId;
 use leaktrace::ledger::Symbols;
+use leaktrace::resolve::Arch;
 use leaktrace::resolve::pclntab::Frame;
 
 /// The lowest bits of an address tell the function, so that many addresses share a line.
@@ -27,8 +29,8 @@ impl Symbols for AnyAddress {
         }]
     }
 
-    fn function(&self, pc: RuntimeAddr) -> Option<Frame> {
-        self.frames_of_return(pc).pop()
+    fn frames(&self, pc: RuntimeAddr) -> Vec<Frame> {
+        self.frames_of_return(pc)
     }
 
     fn stack(&self, stack: StackId) -> Vec<RuntimeAddr> {
@@ -43,5 +45,24 @@ impl Symbols for AnyAddress {
             2 => Some(TimerKind::Sleep),
             _ => None,
         }
+    }
+}
+
+impl Frames for AnyAddress {
+    fn frame_bytes(&self, pc: RuntimeAddr) -> Option<u32> {
+        // Some functions have no frame, some an odd one, some one that no stack has.
+        match pc.0 & 7 {
+            0 => None,
+            1 => Some(u32::MAX),
+            number => u32::try_from(number * 8 - 16).ok(),
+        }
+    }
+
+    fn is_outermost(&self, pc: RuntimeAddr) -> bool {
+        pc.0 & 0xff == 0xff
+    }
+
+    fn arch(&self) -> Arch {
+        Arch::Amd64
     }
 }

@@ -1,7 +1,7 @@
 //! The fuzz targets: what is done with an input. Each panics when leaktrace does not keep its word.
 
-use leaktrace::address::{LoadBias, VirtAddr};
-use leaktrace::census::{self, Census, Layout};
+use leaktrace::address::{LoadBias, RuntimeAddr, VirtAddr};
+use leaktrace::census::{self, Census, CoreFile, CoreMemory, Layout, Memory as _, stacks, waits};
 use leaktrace::event::{Change, Ktime, decode};
 use leaktrace::ledger::{Ledger, SiteKind};
 use leaktrace::resolve::buildinfo::{self, GoVersion};
@@ -20,7 +20,7 @@ use crate::{debug_info, function_table, memory};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("elf", elf),
     ("buildinfo", buildinfo),
     ("pclntab", pclntab),
@@ -29,6 +29,7 @@ pub const TARGETS: [Target; 8] = [
     ("resolve", resolve),
     ("event", event),
     ("census", census),
+    ("core", core),
 ];
 
 /// An ELF file that may hold anything: everything that can be asked of it.
@@ -173,6 +174,9 @@ pub fn event(data: &[u8]) {
                     gopc: goroutine.gopc,
                     startpc: goroutine.startpc,
                     stack_bytes: goroutine.g.0,
+                    depth: 128,
+                    waiting_since_ns: goroutine.startpc.0,
+                    waiting: 0,
                 });
             }
             Change::Armed { timer, .. } | Change::Rearmed(timer) => {
@@ -213,11 +217,55 @@ fn reconcile(ledger: &mut Ledger, census: &mut Census, at: Ktime) {
 /// A process whose memory may hold anything, and may change while it is read.
 pub fn census(data: &[u8]) {
     let (memory, layout) = memory::process(data);
-    if let Ok(names) = census::wait_reasons(&memory, &layout) {
-        assert!(names.len() < 256);
+    let names = census::wait_reasons(&memory, &layout).unwrap_or_default();
+    assert!(names.len() < 256);
+    if let Err(distrust) = census::self_check(&memory, &layout) {
+        assert!(!distrust.to_string().is_empty());
     }
-    match census::take(&memory, &layout, &|| 1) {
-        Ok(census) => assert_eq!((census.started_ns, census.finished_ns), (1, 1)),
-        Err(error) => assert!(!error.to_string().is_empty()),
+    let census = match census::take(&memory, &layout, &|| 1) {
+        Ok(census) => census,
+        Err(error) => return assert!(!error.to_string().is_empty()),
+    };
+    assert_eq!((census.started_ns, census.finished_ns), (1, 1));
+    let goroutines = &census.goroutines;
+    if let Ok(groups) = stacks::walk(&memory, &layout, &AnyAddress, goroutines) {
+        let grouped: u64 = groups.iter().map(|group| group.count).sum();
+        assert_eq!(grouped, goroutines.len() as u64);
+    }
+    if let Ok(waits) = waits::walk(&memory, &layout, &names, goroutines) {
+        let by_site = waits.by_site(goroutines);
+        let edges: u64 = by_site.iter().map(|wait| wait.count).sum();
+        assert_eq!(edges, waits.edges.len() as u64);
+    }
+    // The books are made of what was seen, whatever it was.
+    let mut ledger = Ledger::default();
+    ledger.reconcile(&census, &AnyAddress);
+    ledger.reconcile(&Census::default(), &AnyAddress);
+    assert!(ledger.sites.iter().all(|site| site.live == 0));
+}
+
+/// A core file that may hold anything, with itself for an executable.
+pub fn core(data: &[u8]) {
+    let data = data.to_vec();
+    let Ok(core) = CoreFile::open(&data) else {
+        return;
+    };
+    let mut bytes = [0; 100];
+    // Cores and executables differ in one byte.
+    let mut executable = data.clone();
+    if let Some(kind) = executable.get_mut(16) {
+        *kind = 2;
+    }
+    let Ok(elf) = Elf::open(&executable) else {
+        return;
+    };
+    let memory = CoreMemory::new(&core, &data, &elf, LoadBias(0));
+    for address in [core.program_headers.0, 0, u64::MAX, u64::MAX - 50] {
+        let _ = memory.read(RuntimeAddr(address), &mut bytes);
+    }
+    for segment in elf.segments() {
+        let _ = memory.read(RuntimeAddr(segment.address.0), &mut bytes);
+        let end = segment.address.0.wrapping_add(segment.file_size);
+        let _ = memory.read(RuntimeAddr(end.wrapping_sub(10)), &mut bytes);
     }
 }

@@ -16,7 +16,7 @@ use leaktrace_fixtures::{repository, target_dir};
 use crate::go;
 
 /// The targets, the quick ones first. Each is a program in fuzz/fuzz_targets.
-const TARGETS: [&str; 8] = [
+const TARGETS: [&str; 9] = [
     "event",
     "code",
     "elf",
@@ -25,6 +25,7 @@ const TARGETS: [&str; 8] = [
     "pclntab",
     "dwarf",
     "buildinfo",
+    "core",
 ];
 /// What the seeds are made of: each way that leaktrace takes through a binary is taken by one of them.
 const PROGRAMS: [(&str, Variant); 6] = [

@@ -15,6 +15,7 @@ const RELOCATIONS: u64 = 0x7100_0000;
 const NOTE: u64 = 0x7200_0000;
 const BUILD_INFO: u64 = 0x7300_0000;
 const HEADERS: u64 = 0x7400_0000;
+const NAMES: u64 = 0x7500_0000;
 
 pub struct Cut<'p> {
     pub elf: &'p Elf<'p>,
@@ -55,27 +56,27 @@ impl Cut<'_> {
             self.small.trees.clone(),
         );
         add(BUILD_INFO, WRITABLE, self.build_info.to_vec());
-        let names = self.program.globals.wait_reasons;
-        let count = self.program.globals.wait_reason_count;
-        let headers = self
-            .elf
-            .read(names, count * 16)
-            .context("the wait reasons")?;
-        add(names.0, WRITABLE, headers);
-        let (module_address, words) = self.module_data()?;
+        let (names, name_headers) = self.wait_reasons().context("the wait reasons")?;
+        add(NAMES, READABLE, names);
+        let (module_address, module_words) = self.module_data()?;
+        let tables = [
+            (self.program.globals.wait_reasons.0, name_headers),
+            (module_address, module_words),
+        ];
         if self.program.pie {
             let mut relocations = Vec::new();
-            let kind: u64 = if self.program.arch == Arch::Arm64 {
-                1027
-            } else {
-                8
+            let kind: u64 = match self.program.arch {
+                Arch::Amd64 => 8,
+                Arch::Arm64 => 1027,
             };
-            for (at, word) in words.iter().filter(|(_, word)| *word != 0) {
-                for value in [module_address + at, kind, *word] {
-                    relocations.extend(value.to_le_bytes());
+            for (address, words) in &tables {
+                for (at, word) in (0..).step_by(8).zip(words).filter(|(_, word)| **word != 0) {
+                    for value in [address + at, kind, *word] {
+                        relocations.extend(value.to_le_bytes());
+                    }
                 }
+                add(*address, WRITABLE, vec![0; words.len() * 8]);
             }
-            add(module_address, WRITABLE, vec![0; words.len() * 8]);
             let bytes = relocations.len() as u64;
             add(RELOCATIONS, READABLE, relocations);
             let dynamic = [7, RELOCATIONS, 8, bytes, 0, 0_u64];
@@ -83,8 +84,10 @@ impl Cut<'_> {
             let index = add(DYNAMIC, WRITABLE, dynamic);
             file.marks.push((2, index));
         } else {
-            let bytes = words.iter().flat_map(|(_, word)| word.to_le_bytes());
-            add(module_address, WRITABLE, bytes.collect());
+            for (address, words) in &tables {
+                let bytes = words.iter().flat_map(|word| word.to_le_bytes());
+                add(*address, WRITABLE, bytes.collect());
+            }
         }
         let note = b"\x04\0\0\0\x08\0\0\0\x04\0\0\0Go\0\0seedseed".to_vec();
         file.segments.push(Segment {
@@ -108,8 +111,24 @@ impl Cut<'_> {
         Ok(file.bytes())
     }
 
+    /// The names of the wait reasons, and the headers of these strings.
+    fn wait_reasons(&self) -> Option<(Vec<u8>, Vec<u64>)> {
+        let globals = &self.program.globals;
+        let (mut names, mut headers) = (Vec::new(), Vec::new());
+        for number in 0..globals.wait_reason_count {
+            let header = globals.wait_reasons.offset(number * 16);
+            let start = VirtAddr(self.elf.pointer(header)?);
+            let length = self.elf.pointer(header.offset(8))?;
+            headers.extend([NAMES + names.len() as u64, length]);
+            if length > 0 {
+                names.extend(self.elf.read(start, length)?);
+            }
+        }
+        Some((names, headers))
+    }
+
     /// Where the module data is, and its words, which describe the small table.
-    fn module_data(&self) -> Result<(u64, Vec<(u64, u64)>)> {
+    fn module_data(&self) -> Result<(u64, Vec<u64>)> {
         let table = self.original.address;
         let is_module = |at: &VirtAddr| {
             let pointer = |offset| self.elf.pointer(at.offset(offset));
@@ -127,10 +146,10 @@ impl Cut<'_> {
             .context("the module data")?;
         let mut words = Vec::new();
         for at in (0..640).step_by(8) {
-            words.push((at, self.elf.pointer(address.offset(at)).unwrap_or(0)));
+            words.push(self.elf.pointer(address.offset(at)).unwrap_or(0));
         }
         let mut put = |at: usize, word: u64| {
-            if let Some((_, place)) = words.get_mut(at / 8) {
+            if let Some(place) = words.get_mut(at / 8) {
                 *place = word;
             }
         };

@@ -30,7 +30,9 @@ fn main() -> Result<()> {
     for (name, bytes) in records::events() {
         save(corpus, "event", name, &bytes)?;
     }
+    save(corpus, "core", "one-thread", &records::core())?;
     for (name, bytes) in records::processes() {
+        records::check(&bytes).with_context(|| format!("the process of {name}"))?;
         save(corpus, "census", &name, &bytes)?;
     }
     Ok(())

@@ -15,8 +15,13 @@ use leaktrace_fuzz::number_of;
 use crate::cut::Cut;
 use crate::{dwarf, table};
 
-/// Functions that nobody asks for by name, but whose frames have inlined calls.
-const MORE: [&str; 3] = ["main.main", "time.Sleep", "fmt.Fprintln"];
+/// Further functions: those by which a release is checked, and some whose frames have inlined calls.
+const MORE: [&str; 4] = [
+    "runtime.timeSleepUntil",
+    "runtime.schedinit",
+    "main.main",
+    "time.Sleep",
+];
 
 /// The seeds by target.
 pub fn seeds(file: &Vec<u8>) -> Result<Vec<(&'static str, Vec<u8>)>> {
@@ -30,12 +35,7 @@ pub fn seeds(file: &Vec<u8>) -> Result<Vec<(&'static str, Vec<u8>)>> {
         "the cut out functions tell other globals"
     );
 
-    let named = |name: &&str| program.functions.function_named(name);
-    let entries: Vec<VirtAddr> = functions
-        .iter()
-        .map(|function| function.entry)
-        .chain(MORE.iter().filter_map(named).map(|found| found.entry))
-        .collect();
+    let entries: Vec<VirtAddr> = functions.iter().map(|function| function.entry).collect();
     let original = table::Original::read(&elf, &program.offsets)?;
     let small = original.keep(&entries)?;
     let mut pclntab = vec![number_of(program.build.go.minor)];
@@ -125,6 +125,9 @@ fn wanted(elf: &Elf<'_>, program: &Program) -> Vec<Function> {
     // What they find is of no interest here, only what they ask for.
     let _ = sites::find(&recorder, program.build.go.minor);
     let _ = globals::by_code(&recorder);
+    for name in MORE {
+        let _ = recorder.function(name);
+    }
     recorder.asked.into_inner().into_values().collect()
 }
 

@@ -67,12 +67,14 @@ impl CoreFile {
         if header.e_type(e) != elf::ET_CORE {
             return Err(CoreError::NotCore);
         }
-        let programs = header
-            .program_headers(e, &cache)
-            .map_err(|_| CoreError::Damaged("its table of segments"))?;
-        if programs.len() > MOST_SEGMENTS {
+        let damaged = |_| CoreError::Damaged("its table of segments");
+        // Asked first: the table is read in one piece.
+        let count = header.phnum(e, &cache).map_err(damaged)?;
+        if usize::try_from(count).is_ok_and(|count| count > MOST_SEGMENTS) {
             return Err(CoreError::Damaged("its number of segments"));
         }
+        let programs = header.program_headers(e, &cache).map_err(damaged)?;
+        let mut note_bytes = 0_u64;
         let mut core = Self::default();
         let mut files = Vec::new();
         for program in programs {
@@ -82,7 +84,11 @@ impl CoreFile {
                     bytes: program.p_filesz(e),
                     offset: program.p_offset(e),
                 }),
-                elf::PT_NOTE if program.p_filesz(e) <= MOST_NOTE_BYTES => {
+                elf::PT_NOTE => {
+                    note_bytes = note_bytes.saturating_add(program.p_filesz(e));
+                    if note_bytes > MOST_NOTE_BYTES {
+                        return Err(CoreError::Damaged("the length of its notes"));
+                    }
                     let notes = program
                         .notes(e, &cache)
                         .map_err(|_| CoreError::Damaged("its notes"))?;

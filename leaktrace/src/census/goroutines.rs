@@ -1,6 +1,6 @@
 //! Walks `runtime.allgs`: every goroutine that ever was has a slot there, the dead ones too.
 
-use super::{Census, CensusError, Fields, Layout, Memory, for_each_structure};
+use super::{Census, CensusError, Fields, Layout, Memory, for_each_structure, read_addresses};
 use crate::address::RuntimeAddr;
 use crate::event::Goid;
 use crate::resolve::offsets::Offsets;
@@ -69,6 +69,9 @@ impl Status {
 /// Most slots of allgs that we read: 16 Mi of them are 128 MB of pointers, and at least 32 GB of stacks.
 const MOST_SLOTS: u64 = 16 << 20;
 
+/// Most goroutines that may be alive at one time.
+const MOST_ALIVE: usize = 8 << 20;
+
 /// How often the list may change under us before we give up.
 const TRIES: u32 = 5;
 
@@ -81,6 +84,7 @@ pub(super) fn walk(
     let mut addresses = list(memory, layout)?;
     let size = span(&layout.offsets);
     let mut unsure = Vec::new();
+    let mut alive = 0_usize;
     let goroutines = &mut census.goroutines;
     for_each_structure(
         memory,
@@ -89,6 +93,10 @@ pub(super) fn walk(
         &mut census.unreadable,
         |address, fields| {
             if let Some(goroutine) = parse(layout, address, fields) {
+                alive += 1;
+                if alive > MOST_ALIVE {
+                    return;
+                }
                 if goroutine.status == Status::Waiting {
                     goroutines.push(goroutine);
                 } else {
@@ -98,6 +106,13 @@ pub(super) fn walk(
             }
         },
     )?;
+    if alive > MOST_ALIVE {
+        return Err(CensusError::Implausible {
+            what: "live goroutines",
+            count: alive as u64,
+            limit: MOST_ALIVE as u64,
+        });
+    }
     for goroutine in unsure {
         match settle(memory, layout, goroutine, size)? {
             Settled::Alive(goroutine) => census.goroutines.push(goroutine),
@@ -152,17 +167,11 @@ fn list(memory: &dyn Memory, layout: &Layout) -> Result<Vec<u64>, CensusError> {
             });
         }
         let array = memory.word(layout.allgptr)?;
-        let mut bytes = vec![0; usize::try_from(count * 8).unwrap_or(0)];
-        let read = memory.read(RuntimeAddr(array), &mut bytes);
+        let read = read_addresses(memory, RuntimeAddr(array), count, 8);
         if memory.word(layout.allgptr)? != array {
             continue;
         }
-        read?;
-        return Ok(bytes
-            .chunks_exact(8)
-            .map(|chunk| Fields(chunk).word(0))
-            .filter(|address| *address != 0)
-            .collect());
+        return Ok(read?);
     }
     Err(CensusError::Unsteady {
         what: "goroutines",

@@ -115,6 +115,42 @@ pub fn wait_reasons(memory: &dyn Memory, layout: &Layout) -> Result<Vec<String>,
     Ok(names)
 }
 
+/// The largest structure that is read whole: a `g` has less than 500 bytes, the others less than that.
+const MOST_STRUCTURE_BYTES: usize = 4096;
+
+/// How many structures of one list may be unreadable before the others are left alone.
+const MOST_UNREADABLE: u64 = 1 << 16;
+
+/// Bytes of a list that are read at once.
+const LIST_STEP: u64 = 1 << 20;
+
+/// Reads a list of `count` entries of `entry_bytes` bytes each (a divisor of [`LIST_STEP`]) that begin with an address; those that are 0 are left out.
+/// Room is made only for what is really there.
+fn read_addresses(
+    memory: &dyn Memory,
+    array: RuntimeAddr,
+    count: u64,
+    entry_bytes: usize,
+) -> Result<Vec<u64>, MemoryError> {
+    let mut addresses = Vec::new();
+    let mut bytes = Vec::new();
+    let mut at = 0_u64;
+    let total = count.saturating_mul(entry_bytes as u64);
+    while at < total {
+        let step = (total - at).min(LIST_STEP);
+        bytes.resize(usize::try_from(step).unwrap_or(0), 0);
+        memory.read(array.offset(at), &mut bytes)?;
+        let entries = bytes.chunks_exact(entry_bytes);
+        addresses.extend(
+            entries
+                .map(|entry| Fields(entry).word(0))
+                .filter(|address| *address != 0),
+        );
+        at += step;
+    }
+    Ok(addresses)
+}
+
 /// Bytes of one structure of the target. Offsets beyond its end read as 0: the caller sized the bytes from
 /// the same layout, so that happens only when the layout itself is wrong, and a zero is refused further on.
 struct Fields<'b>(&'b [u8]);
@@ -140,6 +176,9 @@ impl Fields<'_> {
 /// Copies structures of `size` bytes at each of `addresses` and shows them one by one to `visit`, in the
 /// order of their addresses. Neighbours are read as one piece: the runtime allocates structures of one kind
 /// side by side, and a piece costs more than the bytes between two of them.
+///
+/// What overlaps the one before it, or is larger than any structure of the runtime that is read, is forged or misread;
+/// it is not shown, but counted in `unreadable`. After [`MOST_UNREADABLE`] of those nothing more is read.
 fn for_each_structure(
     memory: &dyn Memory,
     addresses: &mut Vec<u64>,
@@ -154,9 +193,21 @@ fn for_each_structure(
     /// Bytes copied before they are looked at: bounds our own memory.
     const BATCH: usize = 4 << 20;
 
+    let size_u64 = size as u64;
     addresses.sort_unstable();
     addresses.dedup();
-    let size_u64 = size as u64;
+    let listed = addresses.len();
+    let mut free_from = 0;
+    addresses.retain(|&address| {
+        let end = address.checked_add(size_u64);
+        let apart = size <= MOST_STRUCTURE_BYTES && address >= free_from && end.is_some();
+        if apart {
+            free_from = end.unwrap_or(u64::MAX);
+        }
+        apart
+    });
+    *unreadable += (listed - addresses.len()) as u64;
+    let most_unreadable = unreadable.saturating_add(MOST_UNREADABLE);
     let mut buffer = Vec::new();
     let mut rest = addresses.as_slice();
     while !rest.is_empty() {
@@ -211,6 +262,11 @@ fn for_each_structure(
                     Err(error) => return Err(error),
                 }
             }
+        }
+        if *unreadable > most_unreadable {
+            // Each costs a call of its own. Honest lists have next to none.
+            *unreadable += rest.len() as u64;
+            break;
         }
     }
     Ok(())

@@ -74,7 +74,7 @@ const MOST_PS: u64 = 64;
 const TIMERS: u64 = 32;
 /// How often something that moves is read before it is held against the program.
 const TRIES: u32 = 5;
-/// Slots of allgs, Ps and timers beyond which nothing is believed; the same bounds as the census has.
+/// Slots of allgs, Ps and room for timers beyond which nothing is believed.
 const PLAUSIBLE_SLOTS: Range<u64> = 1..(16 << 20) + 1;
 const PLAUSIBLE_PS: Range<u64> = 1..(1 << 16) + 1;
 const PLAUSIBLE_TIMERS: u64 = 16 << 20;

@@ -44,6 +44,10 @@ pub struct StackGroup {
 /// Most groups that are unwound, the largest first.
 const MOST_GROUPS: usize = 4096;
 
+/// Most groups that are told apart. More come only from a program that makes up where its goroutines were started; what
+/// is left then is one group for each status, of no place in the program.
+const MOST_KEYS: usize = 1 << 17;
+
 /// Most bytes of one stack that are read: deeper stacks lose their outermost frames.
 const MOST_BYTES: u64 = 64 << 10;
 
@@ -76,13 +80,16 @@ pub fn walk(
             Status::Waiting => goroutine.wait_reason,
             _ => 0,
         };
-        let key = Key(
+        let mut key = Key(
             goroutine.gopc,
             goroutine.startpc,
             goroutine.status,
             wait_reason,
             goroutine.depth,
         );
+        if groups.len() >= MOST_KEYS && !groups.contains_key(&key) {
+            key = Key(RuntimeAddr(0), RuntimeAddr(0), goroutine.status, 0, 0);
+        }
         let group = groups.entry(key).or_insert(Group {
             count: 0,
             goids: (goroutine.goid, goroutine.goid),

@@ -6,7 +6,9 @@
 
 use foldhash::{HashMap, HashMapExt, HashSet};
 
-use super::{Census, CensusError, Fields, Layout, Memory, MemoryError, for_each_structure};
+use super::{
+    Census, CensusError, Fields, Layout, Memory, MemoryError, for_each_structure, read_addresses,
+};
 use crate::address::RuntimeAddr;
 use crate::resolve::offsets::Offsets;
 
@@ -59,8 +61,8 @@ impl TimerKind {
 /// GOMAXPROCS has no limit since Go 1.10; machines have.
 const MOST_PS: u64 = 1 << 16;
 
-/// Most timers that we read of one P.
-const MOST_TIMERS: u64 = 16 << 20;
+/// Most timers that we read, of all Ps together.
+const MOST_TIMERS: u64 = 8 << 20;
 
 /// `_Pdead` (src/runtime/runtime2.go).
 const P_DEAD: u32 = 4;
@@ -74,16 +76,17 @@ pub(super) fn walk(
     let Some(p_timers) = layout.offsets.p_timers else {
         return Ok(());
     };
-    let mut raw = Vec::new();
+    let mut heaps = Heaps::default();
     for p in processors(memory, layout)? {
         let owner = p.offset(u64::from(p_timers));
-        match walk_heap(memory, layout, p, owner, &mut raw, &mut census.unreadable) {
+        match heaps.walk(memory, layout, p, owner, &mut census.unreadable) {
             Ok(()) => {}
             // The heap was moved while we read it: its timers are missing from this census, and counted as such.
             Err(CensusError::Memory(MemoryError::Unmapped { .. })) => census.unreadable += 1,
             Err(error) => return Err(error),
         }
     }
+    let raw = heaps.found;
     let functions = follow(memory, raw.iter().map(|timer| timer.f))?;
     let kind_of = |timer: &RawTimer| {
         let function = functions.get(&timer.f).copied().unwrap_or_default();
@@ -128,65 +131,71 @@ fn processors(memory: &dyn Memory, layout: &Layout) -> Result<Vec<RuntimeAddr>, 
             limit: MOST_PS,
         });
     }
-    let mut bytes = vec![0; usize::try_from(count * 8).unwrap_or(0)];
-    memory.read(RuntimeAddr(array), &mut bytes)?;
-    Ok(bytes
-        .chunks_exact(8)
-        .map(|chunk| RuntimeAddr(Fields(chunk).word(0)))
-        .filter(|p| p.0 != 0)
-        .collect())
+    let mut addresses = read_addresses(memory, RuntimeAddr(array), count, 8)?;
+    // Listed twice, a P would have its timers counted twice.
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses.into_iter().map(RuntimeAddr).collect())
 }
 
-fn walk_heap(
-    memory: &dyn Memory,
-    layout: &Layout,
-    p: RuntimeAddr,
-    owner: RuntimeAddr,
-    found: &mut Vec<RawTimer>,
-    unreadable: &mut u64,
-) -> Result<(), CensusError> {
-    let offsets = &layout.offsets;
-    let mut status = [0; 4];
-    memory.read(p.offset(u64::from(offsets.p_status)), &mut status)?;
-    if u32::from_le_bytes(status) == P_DEAD {
-        return Ok(());
-    }
-    // The slice header of the heap: at p.timers until Go 1.22, in the timers structure since.
-    let (header, entry_bytes) = match offsets.timers_heap {
-        Some(heap) => (owner.offset(u64::from(heap)), 16),
-        None => (owner, 8),
-    };
-    let array = memory.word(header)?;
-    let count = memory.word(header.offset(8))?;
-    if count > MOST_TIMERS {
-        return Err(CensusError::Implausible {
-            what: "timers",
-            count,
-            limit: MOST_TIMERS,
-        });
-    }
-    let mut entries = vec![0; usize::try_from(count).unwrap_or(0) * entry_bytes];
-    memory.read(RuntimeAddr(array), &mut entries)?;
-    let mut addresses: Vec<u64> = entries
-        .chunks_exact(entry_bytes)
-        .map(|entry| Fields(entry).word(0))
-        .filter(|address| *address != 0)
-        .collect();
-    drop(entries);
+/// What was found in the heaps of all Ps.
+#[derive(Default)]
+struct Heaps {
+    found: Vec<RawTimer>,
+    /// How many entries the heaps had so far.
+    entries: u64,
+}
 
-    let expected_owner = if offsets.timers_heap.is_some() {
-        owner
-    } else {
-        p
-    };
-    for_each_structure(
-        memory,
-        &mut addresses,
-        span(offsets),
-        unreadable,
-        |address, fields| found.extend(parse(layout, expected_owner, address, fields)),
-    )?;
-    Ok(())
+impl Heaps {
+    fn walk(
+        &mut self,
+        memory: &dyn Memory,
+        layout: &Layout,
+        p: RuntimeAddr,
+        owner: RuntimeAddr,
+        unreadable: &mut u64,
+    ) -> Result<(), CensusError> {
+        let offsets = &layout.offsets;
+        let mut status = [0; 4];
+        memory.read(p.offset(u64::from(offsets.p_status)), &mut status)?;
+        if u32::from_le_bytes(status) == P_DEAD {
+            return Ok(());
+        }
+        // The slice header of the heap: at p.timers until Go 1.22, in the timers structure since.
+        let (header, entry_bytes) = match offsets.timers_heap {
+            Some(heap) => (owner.offset(u64::from(heap)), 16),
+            None => (owner, 8),
+        };
+        let array = memory.word(header)?;
+        let count = memory.word(header.offset(8))?;
+        let entries = self.entries.saturating_add(count);
+        if entries > MOST_TIMERS {
+            return Err(CensusError::Implausible {
+                what: "timers",
+                count: entries,
+                limit: MOST_TIMERS,
+            });
+        }
+        self.entries = entries;
+        let mut addresses = read_addresses(memory, RuntimeAddr(array), count, entry_bytes)?;
+
+        let expected_owner = if offsets.timers_heap.is_some() {
+            owner
+        } else {
+            p
+        };
+        for_each_structure(
+            memory,
+            &mut addresses,
+            span(offsets),
+            unreadable,
+            |address, fields| {
+                self.found
+                    .extend(parse(layout, expected_owner, address, fields));
+            },
+        )?;
+        Ok(())
+    }
 }
 
 /// A timer whose function values have not been followed yet.

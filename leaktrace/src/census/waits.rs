@@ -82,6 +82,9 @@ impl Waits {
 /// Goroutines that are looked at: more tell no more about a leak.
 const MOST_GOROUTINES: usize = 200_000;
 
+/// Channels that goroutines hang on, all told: a select may name many.
+const MOST_EDGES: usize = 1 << 20;
+
 /// Cases of one select that are followed (the compiler allows 65,536).
 const MOST_CASES: usize = 64;
 
@@ -150,8 +153,10 @@ pub fn walk(
                     return;
                 }
                 let channel = fields.word(offsets.sudog_c as usize);
-                if channel != 0 {
+                if channel != 0 && on.len() < MOST_EDGES {
                     on.push((index, channel));
+                } else if channel != 0 {
+                    waits.left_out += 1;
                 }
                 let link = fields.word(offsets.sudog_waitlink as usize);
                 if link != 0 {

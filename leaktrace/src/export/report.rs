@@ -1,15 +1,18 @@
 //! What is known of one target at one moment: the JSON of `snapshot` and `record`, and what all other renderers take.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use crate::address::RuntimeAddr;
-use crate::census::Status;
 use crate::census::stacks::StackGroup;
 use crate::census::waits::SiteWait;
+use crate::census::{Status, TimerKind};
+use crate::event::StackId;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
 use crate::resolve::Program;
+use crate::resolve::pclntab::Frame;
 use crate::verdict::{self, Evidence, Level};
 
 /// Version of the JSON shape. Fields are only ever added within one version.
@@ -193,6 +196,46 @@ pub struct WaitsOn {
     pub selecting: u64,
 }
 
+/// Frames of all stacks of a report. A binary whose tables lie can make thousands of one address.
+const MOST_FRAMES: usize = 100_000;
+
+/// Symbols that are asked for only so many frames.
+struct Sparing<'s> {
+    symbols: &'s dyn Symbols,
+    left: Cell<usize>,
+}
+
+impl Sparing<'_> {
+    fn spend(&self, frames: impl FnOnce() -> Vec<Frame>) -> Vec<Frame> {
+        if self.left.get() == 0 {
+            return Vec::new();
+        }
+        let frames = frames();
+        // An address that tells nothing took time all the same.
+        self.left
+            .set(self.left.get().saturating_sub(frames.len().max(1)));
+        frames
+    }
+}
+
+impl Symbols for Sparing<'_> {
+    fn frames_of_return(&self, pc: RuntimeAddr) -> Vec<Frame> {
+        self.spend(|| self.symbols.frames_of_return(pc))
+    }
+
+    fn frames(&self, pc: RuntimeAddr) -> Vec<Frame> {
+        self.spend(|| self.symbols.frames(pc))
+    }
+
+    fn stack(&self, stack: StackId) -> Vec<RuntimeAddr> {
+        self.symbols.stack(stack)
+    }
+
+    fn timer_kind(&self, function: RuntimeAddr, period_ns: i64) -> Option<TimerKind> {
+        self.symbols.timer_kind(function, period_ns)
+    }
+}
+
 /// Channels listed for each site.
 pub const MOST_CHANNELS: usize = 5;
 
@@ -242,11 +285,16 @@ impl Report {
     /// Draws up the report.
     #[must_use]
     pub fn new(ledger: &Ledger, symbols: &dyn Symbols, facts: Facts<'_>) -> Self {
+        let symbols = &Sparing {
+            symbols,
+            left: Cell::new(MOST_FRAMES),
+        };
         let mut tallies: BTreeMap<SiteId, Tally<'_>> = BTreeMap::new();
         for (_, live) in ledger.goroutines() {
             let tally = tallies.entry(live.site).or_default();
             *tally.states.entry(live.state).or_default() += 1;
-            tally.stack_bytes += live.stack_bytes;
+            // A target may claim any size.
+            tally.stack_bytes = tally.stack_bytes.saturating_add(live.stack_bytes);
             tally.meet(live.since_ns, live.exact);
         }
         for timer in ledger.timers() {

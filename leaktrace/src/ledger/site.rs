@@ -96,7 +96,10 @@ struct TimerKey {
 
 /// Distinct addresses remembered of each kind: more come only from a program that makes them up. Beyond, things are
 /// booked under one site that says so.
-const MOST_KEYS: usize = 1 << 17;
+const MOST_KEYS: usize = 1 << 15;
+
+/// Sites told apart, each with its history over time. A large server has some hundred.
+const MOST_SITES: usize = 1 << 14;
 
 impl Sites {
     /// The site of a goroutine made by the `go` statement that returns to `gopc`.
@@ -188,7 +191,7 @@ impl Sites {
     }
 
     fn overflow(&mut self, kind: SiteKind) -> SiteId {
-        self.intern(kind, named("(too many call sites)"), String::new(), false)
+        self.intern(kind, too_many(), String::new(), false)
     }
 
     fn intern(
@@ -199,6 +202,13 @@ impl Sites {
         attributed: bool,
     ) -> SiteId {
         let next = SiteId(u32::try_from(self.sites.len()).unwrap_or(u32::MAX));
+        let key = (kind, at.clone(), attributed);
+        let (at, attributed, start_function) =
+            if self.sites.len() >= MOST_SITES && !self.by_line.contains_key(&key) {
+                (too_many(), false, String::new())
+            } else {
+                (at, attributed, start_function)
+            };
         let id = *self
             .by_line
             .entry((kind, at.clone(), attributed))
@@ -297,6 +307,11 @@ fn unattributed(kind: TimerKind, callback: Option<Frame>) -> CallSite {
         (TimerKind::Deadline, None) => named("(network deadline)"),
         (_, None) => named("(armed before tracing)"),
     }
+}
+
+/// What is booked where there are more sites than are told apart.
+fn too_many() -> CallSite {
+    named("(too many call sites)")
 }
 
 fn named(function: &str) -> CallSite {

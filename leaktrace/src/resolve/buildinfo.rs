@@ -18,6 +18,8 @@ const HEADER_BYTES: u64 = 32;
 /// Longest strings that are believed: a list of modules with 10,000 entries is a megabyte.
 const MAX_VERSION_BYTES: u64 = 1024;
 const MAX_MODULES_BYTES: u64 = 4 << 20;
+/// Longest line of that list that is taken: paths, versions and revisions are far shorter.
+const MAX_LINE_BYTES: usize = 1024;
 /// The linker frames the module list with 16 arbitrary bytes on either side (src/cmd/go/internal/modload/build.go).
 const FRAME_BYTES: usize = 16;
 
@@ -215,7 +217,7 @@ pub(super) fn go_string(elf: &Elf<'_>, header: VirtAddr) -> Option<String> {
 impl BuildInfo {
     /// Takes what is wanted from the list of modules (src/runtime/debug/mod.go: BuildInfo.String).
     fn read_modules(&mut self, list: &str) {
-        for line in list.lines() {
+        for line in list.lines().filter(|line| line.len() <= MAX_LINE_BYTES) {
             let mut columns = line.split('\t');
             match columns.next() {
                 Some("path") => self.path = columns.next().unwrap_or_default().to_owned(),

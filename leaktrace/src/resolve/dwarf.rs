@@ -6,20 +6,32 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufReader, Read};
+use std::ops::RangeInclusive;
 
 use flate2::read::ZlibDecoder;
-use gimli::{EndianSlice, LittleEndian};
+use gimli::{Abbreviations, EndianSlice, LittleEndian};
 
 use super::elf::{Elf, half_at, word_at};
 use super::offsets::Offsets;
 use crate::address::FileOffset;
 
-/// A unit larger than this is skipped, not kept in memory. The one of package runtime has less than a megabyte.
-const MAX_UNIT_BYTES: u64 = 64 << 20;
+/// A unit outside of this is passed over, not kept in memory. The one with the types of package runtime has some
+/// hundred thousand bytes; small ones, of which there may be a great many, are of assembly files and C code.
+const UNIT_BYTES: RangeInclusive<u64> = 4 << 10..=16 << 20;
 /// Go's abbreviations take a few hundred bytes; those of C code linked in may take more.
 const MAX_ABBREV_BYTES: u64 = 16 << 20;
+/// The abbreviations of one unit. Where they are longer, the unit is not Go's.
+const MAX_UNIT_ABBREV_BYTES: usize = 8 << 10;
+/// How often the abbreviations of another unit are read. Go's units all have the same.
+const MAX_ABBREV_READS: u32 = 4096;
+/// Attributes of one entry: Go's have ten at most.
+const MAX_ATTRIBUTES: usize = 64;
+/// Bytes of units named `runtime` that are looked through.
+const MAX_RUNTIME_BYTES: usize = 32 << 20;
+/// Strings outside of the units. Go has next to none.
+const MAX_STRING_BYTES: u64 = 16 << 20;
 /// A table of debug information that inflates beyond this is not worth waiting for.
-const MAX_INFO_BYTES: u64 = 1 << 30;
+const MAX_INFO_BYTES: u64 = 512 << 20;
 
 /// No structure of the runtime is this large (`runtime.p`, the largest, has 16 KB). Who reads a structure relies on it.
 const MAX_OFFSET: u64 = 1 << 16;
@@ -28,7 +40,7 @@ const MAX_OFFSET: u64 = 1 << 16;
 #[must_use]
 pub fn offsets(elf: &Elf<'_>) -> Option<Offsets> {
     let abbreviations = read_all(elf, "abbrev", MAX_ABBREV_BYTES)?;
-    let strings = read_all(elf, "str", MAX_UNIT_BYTES).unwrap_or_default();
+    let strings = read_all(elf, "str", MAX_STRING_BYTES).unwrap_or_default();
     let mut wanted = Wanted::new();
     let mut info = section(elf, "info")?.take(MAX_INFO_BYTES);
     while let Some(unit) = next_unit(&mut info) {
@@ -49,6 +61,10 @@ struct Wanted {
     /// `g.goid` and so on.
     members: BTreeSet<&'static str>,
     found: BTreeMap<&'static str, u32>,
+    /// The abbreviations read last, with their offset, and how many were read before.
+    abbreviations: (u64, Abbreviations),
+    abbreviation_reads: u32,
+    runtime_bytes: usize,
 }
 
 impl Wanted {
@@ -65,6 +81,9 @@ impl Wanted {
                 .collect(),
             members,
             found: BTreeMap::new(),
+            abbreviations: (u64::MAX, Abbreviations::default()),
+            abbreviation_reads: 0,
+            runtime_bytes: 0,
         }
     }
 
@@ -74,22 +93,40 @@ impl Wanted {
             .units()
             .next()
             .ok()??;
-        let abbreviations = gimli::DebugAbbrev::new(abbreviations, LittleEndian)
-            .abbreviations(header.debug_abbrev_offset())
-            .ok()?;
+        let offset = header.debug_abbrev_offset().0;
+        if self.abbreviations.0 != offset as u64 {
+            self.abbreviation_reads = self.abbreviation_reads.checked_add(1)?;
+            if self.abbreviation_reads > MAX_ABBREV_READS {
+                return None;
+            }
+            let rest = abbreviations.get(offset..)?;
+            let own = rest.get(..MAX_UNIT_ABBREV_BYTES).unwrap_or(rest);
+            let read = gimli::DebugAbbrev::new(own, LittleEndian)
+                .abbreviations(gimli::DebugAbbrevOffset(0));
+            self.abbreviations = (offset as u64, read.ok()?);
+        }
+        let abbreviations = &self.abbreviations.1;
         let strings = gimli::DebugStr::new(strings, LittleEndian);
         let name = |value: &gimli::AttributeValue<EndianSlice<'_, LittleEndian>>| {
             let bytes = value.string_value(&strings)?;
             str::from_utf8(bytes.slice()).ok().map(str::to_owned)
         };
-        let mut entries = header.entries(&abbreviations);
+        let mut entries = header.entries(abbreviations);
         let root = entries.next_dfs().ok()??;
         if name(&root.attr_value(gimli::DW_AT_name)?)? != "runtime" {
+            return None;
+        }
+        self.runtime_bytes = self.runtime_bytes.checked_add(unit.len())?;
+        if self.runtime_bytes > MAX_RUNTIME_BYTES {
             return None;
         }
         // The structure that the entries at hand belong to.
         let mut inside: Option<String> = None;
         while let Some(entry) = entries.next_dfs().ok()? {
+            // Attributes may take no bytes at all, so that a short unit could hold any number of them.
+            if entry.attrs().len() > MAX_ATTRIBUTES {
+                return None;
+            }
             match (entry.depth(), entry.tag()) {
                 (1, gimli::DW_TAG_structure_type) => {
                     inside = entry
@@ -121,7 +158,7 @@ impl Wanted {
     }
 }
 
-/// The next unit of `.debug_info`, its length included; empty when it was too large to keep.
+/// The next unit of `.debug_info`, its length included; empty when it was passed over.
 fn next_unit(info: &mut impl Read) -> Option<Vec<u8>> {
     let mut unit = vec![0; 4];
     info.read_exact(&mut unit).ok()?;
@@ -131,7 +168,7 @@ fn next_unit(info: &mut impl Read) -> Option<Vec<u8>> {
         return None;
     }
     let mut body = info.take(length);
-    if length > MAX_UNIT_BYTES {
+    if !UNIT_BYTES.contains(&length) {
         io::copy(&mut body, &mut io::sink()).ok()?;
         return Some(Vec::new());
     }

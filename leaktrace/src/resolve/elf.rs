@@ -3,7 +3,7 @@
 //! Only the headers are read when a file is opened; everything else is read when it is asked for, so that a
 //! server of 100 MB costs a few megabytes. Reads answer `None` when the range is not in the file.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 
 use object::LittleEndian;
 use object::elf;
@@ -13,10 +13,16 @@ use object::read::{ReadCache, ReadCacheOps};
 use super::{Arch, ReadAt, Refusal};
 use crate::address::{FileOffset, VirtAddr};
 
-/// The longest range that is read at once: more than the tables of any known program.
-const MAX_RANGE: u64 = 512 << 20;
-/// The most that one search looks through. Segments of a real program do not overlap and are far smaller.
+/// The longest range that is read at once: more than the tables of any known program. A file may be sparse, and claim
+/// to have any size.
+const MAX_RANGE: u64 = 96 << 20;
+/// The longest symbol table, names apart, and the longest table of relocations: a server of 100 MB has a tenth of it.
+const MAX_SYMBOL_BYTES: u64 = 32 << 20;
+const MAX_RELOCATION_BYTES: u64 = 64 << 20;
+/// The most that all searches together look through. Segments of a real program do not overlap and are far smaller.
 const MAX_SEARCH: u64 = 1 << 30;
+/// Longest build id that is believed: Go's own have 83 bytes, GNU's 20.
+const MAX_ID_BYTES: usize = 128;
 /// How much is read at once while searching.
 const SEARCH_STEP: u64 = 1 << 20;
 /// Segments and sections beyond these numbers are no program that a linker wrote.
@@ -37,6 +43,8 @@ pub struct Elf<'f> {
     notes: Vec<(u64, u64)>,
     relative: OnceCell<Vec<(u64, u64)>>,
     symbols: OnceCell<Option<SymbolTable>>,
+    /// Bytes that searches have looked through so far.
+    searched: Cell<u64>,
 }
 
 /// A part of the file that the kernel maps (`PT_LOAD`).
@@ -154,6 +162,7 @@ impl<'f> Elf<'f> {
             notes: Vec::new(),
             relative: OnceCell::new(),
             symbols: OnceCell::new(),
+            searched: Cell::new(0),
         };
         // In a file cut in half the program headers are there and tell how much is missing, while the section
         // table may be gone: so the former come first, and the latter only when nothing is missing.
@@ -348,8 +357,12 @@ impl<'f> Elf<'f> {
                 .step_by(usize::try_from(SEARCH_STEP).unwrap_or(usize::MAX))
                 .map(move |at| segment.address.offset(at))
         });
-        let most_steps = usize::try_from(MAX_SEARCH / SEARCH_STEP).unwrap_or(usize::MAX);
-        steps.take(most_steps).flat_map(move |address| {
+        let within_budget = move |_: &VirtAddr| {
+            let searched = self.searched.get().saturating_add(SEARCH_STEP);
+            self.searched.set(searched);
+            searched <= MAX_SEARCH
+        };
+        steps.take_while(within_budget).flat_map(move |address| {
             let bytes = self
                 .read_up_to(address, SEARCH_STEP + TAIL)
                 .unwrap_or_default();
@@ -391,8 +404,9 @@ impl<'f> Elf<'f> {
             Arch::Amd64 => u64::from(elf::R_X86_64_RELATIVE.0),
             Arch::Arm64 => u64::from(elf::R_AARCH64_RELATIVE.0),
         };
+        let table_bytes = table_bytes.filter(|bytes| *bytes <= MAX_RELOCATION_BYTES)?;
         let mut relative: Vec<(u64, u64)> = self
-            .read(table?, table_bytes?)?
+            .read(table?, table_bytes)?
             .chunks_exact(24)
             .filter_map(|entry| {
                 let kind = word_at(entry, 8)? & u64::from(u32::MAX);
@@ -422,9 +436,13 @@ impl<'f> Elf<'f> {
     fn read_symbols(&self) -> Option<SymbolTable> {
         let symbols = self.sections.iter().find(|s| s.kind == elf::SHT_SYMTAB)?;
         let names = self.sections.get(usize::try_from(symbols.link).ok()?)?;
+        let read = |section: &Section| {
+            (section.size <= MAX_SYMBOL_BYTES)
+                .then(|| self.read_file(section.file_offset, section.size))?
+        };
         Some(SymbolTable {
-            entries: self.read_file(symbols.file_offset, symbols.size)?,
-            names: self.read_file(names.file_offset, names.size)?,
+            entries: read(symbols)?,
+            names: read(names)?,
         })
     }
 
@@ -439,11 +457,12 @@ impl<'f> Elf<'f> {
             .collect();
         let find = |owner: &[u8], kind| notes.iter().find_map(|bytes| note(bytes, owner, kind));
         if let Some(id) = find(b"GNU\0", elf::NT_GNU_BUILD_ID.0) {
-            return id.iter().map(|byte| format!("{byte:02x}")).collect();
+            let id = id.iter().take(MAX_ID_BYTES);
+            return id.map(|byte| format!("{byte:02x}")).collect();
         }
         // cmd/link/internal/ld/elf.go: ELF_NOTE_GOBUILDID_TAG.
         let go = find(b"Go\0\0", 4).unwrap_or_default();
-        String::from_utf8_lossy(go).into_owned()
+        String::from_utf8_lossy(go.get(..MAX_ID_BYTES).unwrap_or(go)).into_owned()
     }
 
     /// Was it packed with UPX? The packer leaves its mark right behind the program headers.

@@ -34,7 +34,7 @@ use pclntab::Pclntab;
 const OLDEST_MINOR: u32 = 18;
 const NEWEST_MINOR: u32 = 27;
 /// No function of the runtime that is looked into is this long.
-const MAX_FUNCTION_BYTES: u64 = 1 << 20;
+const MAX_FUNCTION_BYTES: u64 = 128 << 10;
 
 /// Finds out everything about one executable.
 ///

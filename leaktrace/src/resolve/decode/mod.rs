@@ -12,7 +12,7 @@ use super::{Arch, Execution};
 use crate::address::VirtAddr;
 
 /// A function longer than this is not looked at: none of those that carry a probe has 8 KiB.
-pub const MAX_FUNCTION_BYTES: usize = 256 << 10;
+pub const MAX_FUNCTION_BYTES: usize = 64 << 10;
 
 /// A function's instructions, in the order of their addresses.
 pub struct Listing {

@@ -16,10 +16,16 @@ pub const HEADER_BYTES: u64 = 72;
 const MAGIC_118: u32 = 0xffff_fff0;
 const MAGIC_120: u32 = 0xffff_fff1;
 
-/// Steps of a table by pc that are followed: more than any function has instructions worth a line.
-const MAX_STEPS: usize = 1 << 20;
+/// Steps of a table by pc that are followed: a line for each of 131,072 places in one function.
+pub const MAX_STEPS: usize = 1 << 17;
+/// The same for sizes of frames, which change at the start and at each end of a function.
+const MAX_FRAME_STEPS: usize = 1 << 14;
+/// Functions of one program. The largest known have some hundred thousand.
+const MAX_FUNCTIONS: u64 = 1 << 21;
+/// Bytes of inline trees, and of what lies among them.
+const MAX_TREES_BYTES: u64 = 32 << 20;
 /// Longest name of a function or file. Names of generic functions reach a few thousand bytes.
-const MAX_NAME_BYTES: usize = 1 << 16;
+pub const MAX_NAME_BYTES: usize = 1 << 16;
 /// How far the function data may reach beyond the last inline tree's start: 65,536 inlined calls.
 const LAST_TREE_BYTES: u64 = 1 << 20;
 
@@ -85,7 +91,7 @@ impl Header {
             header.pctab,
             header.functions,
         ];
-        let sane = order.is_sorted() && (1..1 << 32).contains(&header.function_count);
+        let sane = order.is_sorted() && (1..MAX_FUNCTIONS).contains(&header.function_count);
         sane.then_some(header)
     }
 }
@@ -184,7 +190,8 @@ impl Tables {
             return Some(());
         };
         let length = u64::from(last - first).checked_add(LAST_TREE_BYTES)?;
-        self.trees = elf.read_up_to(VirtAddr(gofunc.0.checked_add(first.into())?), length)?;
+        let start = VirtAddr(gofunc.0.checked_add(first.into())?);
+        self.trees = elf.read_up_to(start, length.min(MAX_TREES_BYTES))?;
         self.trees_start = first;
         Some(())
     }
@@ -267,10 +274,17 @@ impl Tables {
         string_at(self.part(self.names)?, position)
     }
 
-    /// The file that the instruction at `position` comes from.
+    /// Bytes of all names together.
     #[must_use]
-    pub fn file(&self, function: &Entry, position: u32) -> Option<&[u8]> {
-        let number = u32::try_from(self.value(function.pcfile, function.entry, position)?).ok()?;
+    pub fn names_bytes(&self) -> usize {
+        self.part(self.names).map_or(0, <[u8]>::len)
+    }
+
+    /// The file that the instruction at `position` comes from. `steps` is how far tables may still be followed.
+    #[must_use]
+    pub fn file(&self, function: &Entry, position: u32, steps: &mut usize) -> Option<&[u8]> {
+        let number = self.value(function.pcfile, function.entry, position, steps)?;
+        let number = u32::try_from(number).ok()?;
         let at = usize::try_from(function.cu.checked_add(number)?).ok()?;
         let file = half_at(self.part(self.cutab)?, at.checked_mul(4)?)?;
         string_at(self.part(self.files)?, file)
@@ -278,21 +292,29 @@ impl Tables {
 
     /// The line that the instruction at `position` comes from.
     #[must_use]
-    pub fn line(&self, function: &Entry, position: u32) -> Option<u32> {
-        u32::try_from(self.value(function.pcln, function.entry, position)?).ok()
+    pub fn line(&self, function: &Entry, position: u32, steps: &mut usize) -> Option<u32> {
+        let line = self.value(function.pcln, function.entry, position, steps)?;
+        u32::try_from(line).ok()
     }
 
     /// Bytes that the function has put on the stack when it reaches the instruction at `position`
     /// (src/runtime/symtab.go: funcspdelta).
     #[must_use]
     pub fn frame_bytes(&self, function: &Entry, position: u32) -> Option<u32> {
-        u32::try_from(self.value(function.pcsp, function.entry, position)?).ok()
+        let mut steps = MAX_FRAME_STEPS;
+        let bytes = self.value(function.pcsp, function.entry, position, &mut steps)?;
+        u32::try_from(bytes).ok()
     }
 
     /// The innermost inlined call that the instruction at `position` is part of.
     #[must_use]
-    pub fn inlined_call(&self, function: &Entry, position: u32) -> Option<InlinedCall> {
-        let index = self.value(function.inline_index, function.entry, position)?;
+    pub fn inlined_call(
+        &self,
+        function: &Entry,
+        position: u32,
+        steps: &mut usize,
+    ) -> Option<InlinedCall> {
+        let index = self.value(function.inline_index, function.entry, position, steps)?;
         let index = usize::try_from(index).ok()?;
         let tree = usize::try_from(function.inline_tree?.checked_sub(self.trees_start)?).ok()?;
         let (size, name, parent) = if self.before_120 {
@@ -309,19 +331,23 @@ impl Tables {
     }
 
     /// The value that the table at `table` gives for an instruction (src/runtime/symtab.go: pcvalue): runs of instructions
-    /// with one value each, as differences. `None` also for the value -1, which stands for "none".
-    fn value(&self, table: u32, entry: u32, position: u32) -> Option<i32> {
+    /// with one value each, as differences. `None` also for the value -1, which stands for "none", and when there is
+    /// none within so many steps, which are taken off `steps`.
+    fn value(&self, table: u32, entry: u32, position: u32, steps: &mut usize) -> Option<i32> {
         if table == 0 {
             return None;
         }
         let mut bytes = self.part(self.pctab)?.get(usize::try_from(table).ok()?..)?;
         let mut value = -1_i32;
         let mut end = entry;
-        for step in 0..MAX_STEPS {
+        let mut first = true;
+        loop {
+            *steps = steps.checked_sub(1)?;
             let difference = varint(&mut bytes)?;
-            if difference == 0 && step > 0 {
+            if difference == 0 && !first {
                 return None;
             }
+            first = false;
             // The lowest bit is the sign.
             let magnitude = (difference >> 1).cast_signed();
             let signed = if difference & 1 == 0 {
@@ -335,7 +361,6 @@ impl Tables {
                 return (value != -1).then_some(value);
             }
         }
-        None
     }
 
     fn part(&self, part: Part) -> Option<&[u8]> {
@@ -402,13 +427,19 @@ mod tests {
             pctab: all,
             functions: all,
         };
-        assert_eq!(tables.value(1, 0x10, 0x10), Some(3));
-        assert_eq!(tables.value(1, 0x10, 0x13), Some(3));
-        assert_eq!(tables.value(1, 0x10, 0x14), Some(2));
-        assert_eq!(tables.value(1, 0x10, 0x1f), Some(2));
-        assert_eq!(tables.value(1, 0x10, 0x20), None);
-        assert_eq!(tables.value(0, 0x10, 0x10), None);
-        assert_eq!(tables.value(99, 0x10, 0x10), None);
+        let value = |table, position| tables.value(table, 0x10, position, &mut 10);
+        assert_eq!(value(1, 0x10), Some(3));
+        assert_eq!(value(1, 0x13), Some(3));
+        assert_eq!(value(1, 0x14), Some(2));
+        assert_eq!(value(1, 0x1f), Some(2));
+        assert_eq!(value(1, 0x20), None);
+        assert_eq!(value(0, 0x10), None);
+        assert_eq!(value(99, 0x10), None);
+        // Each run costs a step, and without steps there is no answer.
+        let mut steps = 3;
+        assert_eq!(tables.value(1, 0x10, 0x14, &mut steps), Some(2));
+        assert_eq!(steps, 1);
+        assert_eq!(tables.value(1, 0x10, 0x14, &mut steps), None);
     }
 
     #[test]
