@@ -1,6 +1,7 @@
 //! Tell people and machines. Each renderer takes a [`Report`] and does no I/O; only [`server`] does.
 
 pub mod folded;
+pub mod label;
 pub mod metrics;
 pub mod pprof;
 pub mod report;

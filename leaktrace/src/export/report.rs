@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
+use super::label;
 use crate::address::RuntimeAddr;
 use crate::census::stacks::StackGroup;
 use crate::census::waits::SiteWait;
@@ -99,6 +100,9 @@ pub struct Timers {
     pub total: u64,
     /// The same by kind.
     pub by_kind: BTreeMap<&'static str, u64>,
+    /// Whether the counts are missing: this binary does not tell where its heaps are.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unknown: bool,
 }
 
 /// One call site.
@@ -323,7 +327,10 @@ impl Report {
             },
             ..Goroutines::default()
         };
-        let mut timers = Timers::default();
+        let mut timers = Timers {
+            unknown: ledger.timers_unknown,
+            ..Timers::default()
+        };
         let mut sites = Vec::new();
         for (id, site) in ledger.sites.enumerate() {
             let tally = tallies.remove(&id).unwrap_or_default();
@@ -434,7 +441,7 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
         function: site.at.function.clone(),
         file: site.at.file.clone(),
         line: site.at.line,
-        site: label(&site.at, &facts.program.build),
+        site: label::of(&site.at, &facts.program.build),
         count: site.live,
         states,
         start_function: site.start_function.clone(),
@@ -571,48 +578,6 @@ fn state_name(state: State, wait_reasons: &[String]) -> String {
             Some(_) => "waiting".to_owned(),
             None => format!("wait reason {reason}"),
         },
-    }
-}
-
-/// `pkg.Func dir/file.go:42`: the last element of the package's path with the function, then the file's path
-/// without the module's root.
-fn label(at: &CallSite, build: &crate::resolve::buildinfo::BuildInfo) -> String {
-    let short = at.function.rsplit('/').next().unwrap_or(&at.function);
-    let Some(file) = at.file.rsplit('/').next().filter(|file| !file.is_empty()) else {
-        return short.to_owned();
-    };
-    let line = at.line;
-    match directory(&package_path(&at.function, build), &build.module) {
-        "" => format!("{short} {file}:{line}"),
-        directory => format!("{short} {directory}/{file}:{line}"),
-    }
-}
-
-/// The import path of the package that holds a function; package main's is in the build info.
-fn package_path(function: &str, build: &crate::resolve::buildinfo::BuildInfo) -> String {
-    let slash = function.rfind('/').map_or(0, |at| at + 1);
-    let dot = function[slash..]
-        .find('.')
-        .map_or(function.len(), |at| slash + at);
-    match &function[..dot] {
-        "main" => build.path.clone(),
-        // The linker escapes dots in the last element of a path (cmd/internal/objabi: PathToPrefix).
-        path => path.replace("%2e", "."),
-    }
-}
-
-/// Inside the main module the path from its root; elsewhere the last element of the package's path.
-fn directory<'p>(package: &'p str, module: &str) -> &'p str {
-    if !module.is_empty()
-        && let Some(rest) = package.strip_prefix(module)
-        && (rest.is_empty() || rest.starts_with('/'))
-    {
-        return rest.trim_start_matches('/');
-    }
-    match package {
-        // Built from files named on the command line: there is no module and no directory to tell.
-        "command-line-arguments" => "",
-        _ => package.rsplit('/').next().unwrap_or(package),
     }
 }
 

@@ -49,7 +49,14 @@ fn write(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
     }
     writeln!(out)?;
     let timers = &report.timers;
-    write!(out, "{} pending timers", timers.total)?;
+    if timers.unknown {
+        write!(
+            out,
+            "pending timers are not known: this build keeps them where no release does"
+        )?;
+    } else {
+        write!(out, "{} pending timers", timers.total)?;
+    }
     if !timers.by_kind.is_empty() {
         let kinds: Vec<String> = timers
             .by_kind

@@ -37,6 +37,8 @@ pub struct Ledger {
     pub turned_away: u64,
     /// Sum of all disagreements since the start.
     pub drift_total: u64,
+    /// Whether the last census could not tell where the timers are.
+    pub timers_unknown: bool,
     last_census_ns: Option<u64>,
 }
 
@@ -325,6 +327,7 @@ impl Ledger {
             }
         }
         self.goroutines = alive;
+        self.timers_unknown = census.timers.is_none();
         self.reconcile_timers(census, symbols);
         self.last_census_ns = Some(census.started_ns);
         self.drift = drift;
