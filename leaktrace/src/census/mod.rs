@@ -5,6 +5,18 @@
 //! Everything read is taken for hostile: counts are bounded, pointers are only ever handed back to
 //! [`Memory`], and what cannot be read is counted in [`Census::unreadable`].
 
+// What is read here was written by the traced program. A test may panic, this code may not.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
 mod core_file;
 mod goroutines;
 mod layout;

@@ -261,6 +261,56 @@ mod tests {
         assert_eq!(found, [RuntimeAddr(0x1110), RuntimeAddr(0x1280)]);
     }
 
+    /// Nothing is mapped.
+    struct Nowhere;
+
+    impl Memory for Nowhere {
+        fn read_pieces(
+            &self,
+            pieces: &[super::super::Piece],
+            _: &mut [u8],
+        ) -> Result<Vec<bool>, MemoryError> {
+            Ok(vec![false; pieces.len()])
+        }
+    }
+
+    #[test]
+    fn made_up_places_are_bounded() {
+        let release = crate::resolve::offsets::table()
+            .expect("the table")
+            .pop()
+            .expect("a release");
+        let layout = Layout {
+            allglen: RuntimeAddr(0),
+            allgptr: RuntimeAddr(0),
+            allp: RuntimeAddr(0),
+            wait_reasons: RuntimeAddr(0),
+            wait_reason_count: 0,
+            offsets: release.offsets,
+            timer_functions: crate::census::TimerFunctions::default(),
+            anchors: crate::census::Anchors::default(),
+        };
+        let goroutines: Vec<Goroutine> = (1..=200_000)
+            .map(|number| Goroutine {
+                goid: Goid(number),
+                g: RuntimeAddr(number << 12),
+                status: Status::Waiting,
+                wait_reason: 3,
+                gopc: RuntimeAddr(number),
+                startpc: RuntimeAddr(number),
+                stack_bytes: 2048,
+                depth: number,
+                waiting_since_ns: 0,
+                waiting: 0,
+            })
+            .collect();
+        let groups = walk(&Nowhere, &layout, &Table(Arch::Amd64), &goroutines);
+        let groups = groups.expect("nothing fails as a whole");
+        assert!(groups.len() <= MOST_KEYS + 8);
+        let counted: u64 = groups.iter().map(|group| group.count).sum();
+        assert_eq!(counted, goroutines.len() as u64);
+    }
+
     #[test]
     fn a_stack_that_lies_ends() {
         // A function with no frame that returns to itself for ever.

@@ -1,5 +1,17 @@
 //! What did the probes say? Records of the ring buffer, owned and typed.
 
+// What is read here was written by the traced program. A test may panic, this code may not.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
 mod decode;
 mod ring;
 

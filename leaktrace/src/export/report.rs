@@ -588,3 +588,47 @@ fn state_name(state: State, wait_reasons: &[String]) -> String {
 fn seconds(ns: u64) -> f64 {
     (ns as f64 / 1e9 * 1000.0).round() / 1000.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every address stands for ten calls.
+    struct Deep;
+
+    impl Symbols for Deep {
+        fn frames_of_return(&self, _: RuntimeAddr) -> Vec<Frame> {
+            let frame = Frame {
+                function: "main.f".to_owned(),
+                file: "main.go".to_owned(),
+                line: 1,
+                inlined: true,
+            };
+            vec![frame; 10]
+        }
+
+        fn frames(&self, pc: RuntimeAddr) -> Vec<Frame> {
+            self.frames_of_return(pc)
+        }
+
+        fn stack(&self, _: StackId) -> Vec<RuntimeAddr> {
+            Vec::new()
+        }
+
+        fn timer_kind(&self, _: RuntimeAddr, _: i64) -> Option<TimerKind> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_report_has_so_many_frames_and_no_more() {
+        let symbols = Sparing {
+            symbols: &Deep,
+            left: Cell::new(25),
+        };
+        let stack = vec![RuntimeAddr(1); 100];
+        // The last that is begun is finished.
+        assert_eq!(frames_of(&stack, &symbols).len(), 30);
+        assert_eq!(frames_of(&stack, &symbols).len(), 0);
+    }
+}

@@ -156,6 +156,20 @@ fn lost_events_are_drift_once_and_then_right() {
     assert_eq!(drift, Drift::default());
 }
 
+/// A program that makes up where its goroutines come from gets so many sites and no more, and all are counted.
+#[test]
+fn made_up_sites_are_bounded() {
+    let mut ledger = Ledger::default();
+    let world: Vec<Goroutine> = (1..=40_000).map(|goid| alive(goid, 1000 + goid)).collect();
+    let count = world.len();
+    ledger.reconcile(&census(100, world), &Numbers);
+    assert!(ledger.sites.iter().count() <= (1 << 14) + 8);
+    let live: u64 = ledger.sites.iter().map(|site| site.live).sum();
+    assert_eq!(live, count as u64);
+    ledger.reconcile(&census(200, Vec::new()), &Numbers);
+    assert!(ledger.sites.iter().all(|site| site.live == 0));
+}
+
 /// Torn or forged memory can list one thing twice, differently: it counts once, and the books stay balanced.
 #[test]
 fn what_a_census_lists_twice_counts_once() {

@@ -319,5 +319,8 @@ mod tests {
         assert_eq!(info.cgo, Some(false));
         assert_eq!(info.goarch, "arm64");
         assert_eq!(info.vcs_revision, "0123abc");
+        // A line that is longer than any path is none.
+        info.read_modules(&format!("path\t{}\n", "x".repeat(4000)));
+        assert_eq!(info.path, "example.org/cmd/server");
     }
 }

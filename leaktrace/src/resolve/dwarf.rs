@@ -243,3 +243,85 @@ impl Read for SectionReader<'_, '_> {
         Ok(bytes.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Abbreviations of a unit named `runtime`, and of a structure with so many attributes that take no room.
+    fn abbreviations(attributes: usize) -> Vec<u8> {
+        // DW_TAG_compile_unit with children, DW_AT_name as a string.
+        let mut bytes = vec![1, 0x11, 1, 0x03, 0x08, 0, 0];
+        // DW_TAG_structure_type without, DW_FORM_flag_present.
+        bytes.extend([2, 0x13, 0]);
+        for _ in 0..attributes {
+            bytes.extend([0x3c, 0x19]);
+        }
+        bytes.extend([0, 0, 0]);
+        bytes
+    }
+
+    /// A unit of DWARF 4 with that many structures.
+    fn unit(structures: usize) -> Vec<u8> {
+        let mut body = vec![4, 0, 0, 0, 0, 0, 8, 1];
+        body.extend(b"runtime\0");
+        body.extend(vec![2; structures]);
+        body.push(0);
+        let length = u32::try_from(body.len()).expect("a small unit");
+        [&length.to_le_bytes(), body.as_slice()].concat()
+    }
+
+    #[test]
+    fn entries_full_of_nothing_are_not_read_through() {
+        let mut wanted = Wanted::new();
+        assert_eq!(
+            wanted.read_unit(&unit(100), &abbreviations(3), &[]),
+            Some(())
+        );
+        // Two thousand attributes in each of ten million entries would take minutes.
+        let bomb = abbreviations(2000);
+        assert_eq!(Wanted::new().read_unit(&unit(10 << 20), &bomb, &[]), None);
+        assert_eq!(
+            Wanted::new().read_unit(&unit(1), &abbreviations(65), &[]),
+            None
+        );
+    }
+
+    #[test]
+    fn units_named_runtime_are_read_so_far_and_no_further() {
+        let mut wanted = Wanted::new();
+        let large = unit(9 << 20);
+        let few = abbreviations(1);
+        for _ in 0..3 {
+            assert_eq!(wanted.read_unit(&large, &few, &[]), Some(()));
+        }
+        assert_eq!(wanted.read_unit(&large, &few, &[]), None);
+    }
+
+    #[test]
+    fn abbreviations_are_read_again_only_so_often() {
+        let two = [abbreviations(1), abbreviations(1)].concat();
+        let mut other = unit(1);
+        other[6] = u8::try_from(two.len() / 2).expect("a short table");
+        let units = [unit(1), other];
+        let mut wanted = Wanted::new();
+        let mut read = 0;
+        for number in 0..10_000 {
+            let unit = units.get(number % 2).expect("one of two");
+            read += u32::from(wanted.read_unit(unit, &two, &[]).is_some());
+        }
+        // Those that need none read anew are read on.
+        assert_eq!(read, MAX_ABBREV_READS + (10_000 - MAX_ABBREV_READS) / 2);
+    }
+
+    #[test]
+    fn units_too_small_or_too_large_for_the_types_are_passed_over() {
+        let huge = (17_u32 << 20).to_le_bytes();
+        let mut info =
+            io::Cursor::new([unit(1), unit(5000), huge.to_vec(), vec![0; 17 << 20]].concat());
+        assert_eq!(next_unit(&mut info), Some(Vec::new()));
+        assert_eq!(next_unit(&mut info), Some(unit(5000)));
+        assert_eq!(next_unit(&mut info), Some(Vec::new()));
+        assert_eq!(next_unit(&mut info), None);
+    }
+}

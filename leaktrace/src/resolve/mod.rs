@@ -5,6 +5,18 @@
 //! lists, and on which instructions probes can sit. Whatever it cannot prove it refuses with a sentence
 //! ([`Refusal`]); it never guesses an address. It does no I/O of its own: the file comes in as [`ReadAt`].
 
+// What is read here was written by the traced program. A test may panic, this code may not.
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::unwrap_used
+    )
+)]
+
 use std::io;
 
 use leaktrace_common::event::Kind;

@@ -5,6 +5,8 @@
 
 mod allocation;
 mod damage;
+mod files;
+mod processes;
 mod regions;
 
 use std::cell::Cell;

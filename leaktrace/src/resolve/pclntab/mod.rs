@@ -6,7 +6,7 @@ pub mod raw;
 
 use std::ops::Range;
 
-use raw::{HEADER_BYTES, Header, MAX_NAME_BYTES, MAX_STEPS, Tables};
+use raw::{HEADER_BYTES, Header, MAX_STEPS, Tables};
 
 use super::Refusal;
 use super::elf::Elf;
@@ -86,7 +86,7 @@ impl Pclntab {
             })
             .ok_or(Refusal::NoFunctionTable)?;
 
-        let by_name = index_names(&tables).ok_or(Refusal::NoFunctionTable)?;
+        let by_name = tables.by_name(hash).ok_or(Refusal::NoFunctionTable)?;
         Ok(Self { tables, by_name })
     }
 
@@ -235,25 +235,6 @@ fn shown(mut name: String) -> String {
         return name.replace(char::is_control, "\u{fffd}");
     }
     name
-}
-
-/// The hash of the name and the index of every function, sorted. `None` when the names are longer, all told, than the
-/// table of names can hold a few times over: then many functions share a long one, which takes too long to read.
-fn index_names(tables: &Tables) -> Option<Vec<(u32, u32)>> {
-    const SHARED: usize = 8;
-    let mut left = tables.names_bytes().checked_mul(SHARED)?;
-    let mut by_name = Vec::new();
-    for index in 0..tables.function_count() {
-        let Some(entry) = tables.entry(index) else {
-            continue;
-        };
-        let name = tables.name(entry.name);
-        left = left.checked_sub(name.map_or(MAX_NAME_BYTES, <[u8]>::len))?;
-        by_name.extend(name.map(|name| (hash(name), index)));
-    }
-    by_name.sort_unstable();
-    by_name.shrink_to_fit();
-    Some(by_name)
 }
 
 /// Leaves type arguments out, as the runtime does (src/runtime/symtab.go: funcNameForPrint); before Go 1.21 the linker did.

@@ -25,7 +25,7 @@ const MAX_FUNCTIONS: u64 = 1 << 21;
 /// Bytes of inline trees, and of what lies among them.
 const MAX_TREES_BYTES: u64 = 32 << 20;
 /// Longest name of a function or file. Names of generic functions reach a few thousand bytes.
-pub const MAX_NAME_BYTES: usize = 1 << 16;
+const MAX_NAME_BYTES: usize = 1 << 16;
 /// How far the function data may reach beyond the last inline tree's start: 65,536 inlined calls.
 const LAST_TREE_BYTES: u64 = 1 << 20;
 
@@ -274,10 +274,24 @@ impl Tables {
         string_at(self.part(self.names)?, position)
     }
 
-    /// Bytes of all names together.
+    /// The hash of the name and the index of every function, sorted. `None` when the names are longer, all told, than
+    /// the table of names can hold a few times over: then many functions share a long one, which takes too long.
     #[must_use]
-    pub fn names_bytes(&self) -> usize {
-        self.part(self.names).map_or(0, <[u8]>::len)
+    pub fn by_name(&self, hash: fn(&[u8]) -> u32) -> Option<Vec<(u32, u32)>> {
+        const SHARED: usize = 8;
+        let mut left = self.part(self.names)?.len().checked_mul(SHARED)?;
+        let mut by_name = Vec::new();
+        for index in 0..self.function_count {
+            let Some(entry) = self.entry(index) else {
+                continue;
+            };
+            let name = self.name(entry.name);
+            left = left.checked_sub(name.map_or(MAX_NAME_BYTES, <[u8]>::len))?;
+            by_name.extend(name.map(|name| (hash(name), index)));
+        }
+        by_name.sort_unstable();
+        by_name.shrink_to_fit();
+        Some(by_name)
     }
 
     /// The file that the instruction at `position` comes from. `steps` is how far tables may still be followed.
@@ -440,6 +454,55 @@ mod tests {
         assert_eq!(tables.value(1, 0x10, 0x14, &mut steps), Some(2));
         assert_eq!(steps, 1);
         assert_eq!(tables.value(1, 0x10, 0x14, &mut steps), None);
+    }
+
+    /// Functions that all have the name at position 0.
+    fn namesakes(name: &[u8], count: u32) -> Tables {
+        let (name_bytes, table_bytes) = (name.len(), count as usize * 8 + 4);
+        let mut bytes = name.to_vec();
+        for index in 0..count {
+            bytes.extend(index.to_le_bytes());
+            // All share one header, behind the table.
+            bytes.extend(
+                u32::try_from(table_bytes)
+                    .expect("a small table")
+                    .to_le_bytes(),
+            );
+        }
+        bytes.extend(count.to_le_bytes());
+        bytes.extend([0; 44]);
+        let end = bytes.len();
+        let part = |start, end| Part { start, end };
+        Tables {
+            bytes,
+            trees: Vec::new(),
+            trees_start: 0,
+            text: VirtAddr(0x1000),
+            etext: VirtAddr(0x2000),
+            quantum: 1,
+            function_count: count,
+            before_120: false,
+            names: part(0, name_bytes),
+            cutab: part(0, 0),
+            files: part(0, 0),
+            pctab: part(0, 0),
+            functions: part(name_bytes, end),
+        }
+    }
+
+    #[test]
+    fn a_long_name_of_many_functions_is_not_read_again_and_again() {
+        let length = |name: &[u8]| u32::try_from(name.len()).unwrap_or(0);
+        let found = namesakes(b"main\0", 3).by_name(length);
+        assert_eq!(found, Some(vec![(4, 0), (4, 1), (4, 2)]));
+        let mut long = vec![b'x'; 60_000];
+        long.push(0);
+        assert_eq!(namesakes(&long, 500_000).by_name(length), None);
+        // Nor is one that does not end.
+        assert_eq!(
+            namesakes(&vec![b'x'; 1 << 17], 500_000).by_name(length),
+            None
+        );
     }
 
     #[test]
