@@ -138,6 +138,7 @@ impl Session {
                 points: &plan.points,
             })
             .with_context(|| format!("cannot put probes on process {pid}"))?;
+        self.still_there()?;
         self.ledger.listen(monotonic_ns());
         tracing::info!(pid = pid.0, probes = attached.len(), "the probes are on");
         self.watch = Some(Watch {
@@ -188,6 +189,7 @@ impl Session {
                     .by_site(goroutines),
             };
         }
+        self.still_there()?;
         // Every event from before the census ended must be booked first. A probe stamps its record some
         // microseconds before it is in the ring, on another processor; so look again a moment later.
         self.drain();
@@ -198,6 +200,16 @@ impl Session {
         self.counted_ns = census.finished_ns;
         self.ledger.sample(census.finished_ns);
         Ok(drift)
+    }
+
+    /// The kernel is asked by pid: what it answered is about our process only if that still runs, for another may have got
+    /// its number.
+    fn still_there(&self) -> Result<(), MemoryError> {
+        if self.process.is_alive() {
+            Ok(())
+        } else {
+            Err(MemoryError::Exited(self.process.id.pid))
+        }
     }
 
     /// Takes the probes off; what they said before the last census is kept.
