@@ -35,7 +35,7 @@ const READINGS: usize = 3;
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(demo::is_root()?, "probes need root here: run it as root");
     if arguments.census {
-        return bench_census::run(&arguments.go);
+        return bench_census::run(&arguments.go, arguments.pairs);
     }
     let leaktrace = demo::build_leaktrace()?;
     let toolchain = go::install(&arguments.go)?;
@@ -53,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     ] {
         let executable = build::build(fixture, &toolchain, Variant::DEFAULT)?;
         let name = format!("leaktrace {events}");
-        let costs = measure(&executable, arguments.pairs, |pid| {
+        let costs = measure(&executable, &[], arguments.pairs, |pid| {
             let mut command = Command::new(&leaktrace);
             command.args([
                 "record",
@@ -85,7 +85,7 @@ fn bpftrace(executable: &Path, pairs: u32, operation: &str) -> Result<()> {
     let script = format!(
         "uprobe:{program}:runtime.newproc1 {{ @born = count(); }} uprobe:{program}:runtime.goexit1 {{ @ended = count(); }}"
     );
-    let costs = measure(executable, pairs, |_| {
+    let costs = measure(executable, &[], pairs, |_| {
         Tracer::start(
             Command::new("bpftrace").args(["-e", &script]),
             "bpftrace",
@@ -97,13 +97,20 @@ fn bpftrace(executable: &Path, pairs: u32, operation: &str) -> Result<()> {
 }
 
 /// Nanoseconds per operation of each stretch.
-struct Costs {
+pub struct Costs {
     untraced: Vec<f64>,
     traced: Vec<f64>,
 }
 
-fn measure(executable: &Path, pairs: u32, start: impl Fn(u32) -> Result<Tracer>) -> Result<Costs> {
-    let program = Program::start(executable, &["-report", "500ms"])?;
+/// Runs the program with these flags, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
+pub fn measure(
+    executable: &Path,
+    flags: &[&str],
+    pairs: u32,
+    start: impl Fn(u32) -> Result<Tracer>,
+) -> Result<Costs> {
+    let flags: Vec<&str> = flags.iter().copied().chain(["-report", "500ms"]).collect();
+    let program = Program::start(executable, &flags)?;
     let mut costs = Costs {
         untraced: Vec::new(),
         traced: Vec::new(),
@@ -115,6 +122,19 @@ fn measure(executable: &Path, pairs: u32, start: impl Fn(u32) -> Result<Tracer>)
         drop(tracer);
     }
     Ok(costs)
+}
+
+impl Costs {
+    /// How much longer an operation takes when traced, in per cent: the median over the pairs.
+    pub fn slow_down(&self) -> f64 {
+        let ratios: Vec<f64> = self
+            .traced
+            .iter()
+            .zip(&self.untraced)
+            .map(|(traced, untraced)| traced / untraced)
+            .collect();
+        (median(&ratios) - 1.0) * 100.0
+    }
 }
 
 /// The median cost of an operation over the next readings, in nanoseconds.
@@ -153,11 +173,11 @@ fn print(program: &str, operation: &str, tracer: &str, costs: &Costs) {
 }
 
 /// A running tracer, attached. Dropping it ends it as Ctrl-C does, and waits.
-struct Tracer(Child);
+pub struct Tracer(Child);
 
 impl Tracer {
     /// Starts it and waits until its probes are on: until it says `ready` on standard output, or else a moment.
-    fn start(command: &mut Command, name: &str, ready: Option<&str>) -> Result<Self> {
+    pub fn start(command: &mut Command, name: &str, ready: Option<&str>) -> Result<Self> {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(if ready.is_some() {

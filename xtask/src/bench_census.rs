@@ -13,7 +13,7 @@ use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
 
-use crate::{demo, go};
+use crate::{bench, demo, go};
 
 /// Lines that start goroutines.
 const SITES: usize = 1000;
@@ -25,7 +25,7 @@ const FOR_DELVE: u32 = 100_000;
 const READINGS: usize = 5;
 
 /// Measures, and prints a table.
-pub fn run(version: &str) -> Result<()> {
+pub fn run(version: &str, pairs: u32) -> Result<()> {
     let leaktrace = demo::build_leaktrace()?;
     let toolchain = go::install(version)?;
     let program = build(&toolchain)?;
@@ -52,6 +52,23 @@ pub fn run(version: &str) -> Result<()> {
         }
     }
     ensure!(at_delve > 0.0, "nothing was measured");
+    slow_down(&leaktrace, &program, pairs)
+}
+
+/// What a program with many goroutines loses while it is counted once a second.
+fn slow_down(leaktrace: &Path, program: &Path, pairs: u32) -> Result<()> {
+    let count = FOR_DELVE.to_string();
+    let costs = bench::measure(program, &["-n", &count, "-work"], pairs, |pid| {
+        let mut command = Command::new(leaktrace);
+        command.args(["daemon", "--events", "none", "--interval", "1s"]);
+        command.args(["--listen", "127.0.0.1:0", "--pid", &pid.to_string()]);
+        bench::Tracer::start(&mut command, "leaktrace daemon", None)
+    })?;
+    println!(
+        "\n{FOR_DELVE} goroutines counted once a second, {pairs} stretches with and without in turn:\n\
+         the work that the program does meanwhile takes {:+.1} % longer",
+        costs.slow_down()
+    );
     Ok(())
 }
 
@@ -136,10 +153,14 @@ fn build(toolchain: &Toolchain) -> Result<PathBuf> {
     }
     write!(
         source,
-        "\nvar all = []func(){{{table}}}\n\nfunc main() {{\n\tn := flag.Int(\"n\", 1000, \"\")\n\tflag.Parse()\n\
+        "\nvar all = []func(){{{table}}}\n\nfunc main() {{\n\tn := flag.Int(\"n\", 1000, \"\")\n\
+         \twork := flag.Bool(\"work\", false, \"\")\n\treport := flag.Duration(\"report\", time.Second, \"\")\n\tflag.Parse()\n\
          \tfor i := 0; i < *n; i++ {{\n\t\tall[i%len(all)]()\n\t}}\n\ttime.Sleep(2 * time.Second)\n\
          \tfmt.Printf(\"{{\\\"ready\\\":true,\\\"pid\\\":%d}}\\n\", os.Getpid())\n\
-         \tfor {{\n\t\ttime.Sleep(time.Hour)\n\t}}\n}}\n"
+         \tfor !*work {{\n\t\ttime.Sleep(time.Hour)\n\t}}\n\
+         \tfor {{\n\t\tbegin, done := time.Now(), 0\n\t\tfor ; time.Since(begin) < *report; done++ {{\n\
+         \t\t\tsum := make(chan int)\n\t\t\tgo func() {{ sum <- done }}()\n\t\t\t<-sum\n\t\t}}\n\
+         \t\tfmt.Printf(\"{{\\\"ops_per_second\\\":%f}}\\n\", float64(done)/time.Since(begin).Seconds())\n\t}}\n}}\n"
     )?;
     fs::write(folder.join("main.go"), source)?;
     let output = folder.join(format!("many-{}", toolchain.version()));
