@@ -56,6 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         virtual_machines(&mut report)?;
     }
     if arguments.filter.is_none() {
+        fuzz_targets(&cargo, &mut report);
         if !arguments.quick {
             real_servers(&mut report);
             let doc = ["doc", "--workspace", "--no-deps"];
@@ -174,6 +175,29 @@ fn real_servers(report: &mut Report) {
     let leaktrace = target_dir().join("debug/leaktrace");
     let arguments = ["servers", "--handful", "--seconds", "10", "--leaktrace"];
     report.run(step, Command::new(this).args(arguments).arg(leaktrace));
+}
+
+/// Checks the fuzz targets, a workspace of their own, and runs the inputs that are kept through them. Without the
+/// fuzzer, in the common target directory, little of that is built anew.
+fn fuzz_targets(cargo: &OsString, report: &mut Report) {
+    let fuzz = |arguments: &[&str]| {
+        let mut command = Command::new(cargo);
+        command
+            .args(arguments)
+            .args(["--manifest-path", "fuzz/Cargo.toml"])
+            .args(["--no-default-features", "--target-dir"])
+            .arg(target_dir());
+        command
+    };
+    let mut clippy = fuzz(&["clippy", "--all-targets"]);
+    report.run(
+        "clippy of the fuzz targets",
+        clippy.args(["--", "-D", "warnings"]),
+    );
+    report.run(
+        "kept inputs of the fuzz targets",
+        &mut fuzz(&["test", "--quiet"]),
+    );
 }
 
 /// Checks the licences of all dependencies.
