@@ -15,7 +15,7 @@ pub struct Facts {
     pub uprobe_events: bool,
     /// Whether the kernel carries its own type information.
     pub btf: bool,
-    /// `/sys/kernel/security/lockdown`: "[none] integrity confidentiality".
+    /// `/sys/kernel/security/lockdown`: `[none] integrity confidentiality`.
     pub lockdown: Option<String>,
     /// `/proc/sys/kernel/unprivileged_bpf_disabled`.
     pub unprivileged_bpf_disabled: Option<String>,

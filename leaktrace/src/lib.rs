@@ -11,40 +11,40 @@
 //! (time is an argument); only `target`, `probe`, `event::ring`, `census::memory`, `export::server`,
 //! `session` and `command` touch the world.
 
-/// Arguments as typed.
+// Arguments as typed.
 pub mod cli;
 
-/// What each subcommand does.
+// What each subcommand does.
 pub mod command;
 
-/// One target from end to end.
+// One target from end to end.
 pub mod session;
 
-/// 1. Whom do we watch?
+// 1. Whom do we watch?
 pub mod target;
 
-/// 2. What is in this binary?
+// 2. What is in this binary?
 pub mod resolve;
 
-/// 3. Put the probes on.
+// 3. Put the probes on.
 pub mod probe;
 
-/// 4. What did the probes say?
+// 4. What did the probes say?
 pub mod event;
 
-/// 5. What is really alive? A second witness, without probes.
+// 5. What is really alive? A second witness, without probes.
 pub mod census;
 
-/// 6. Keep the books.
+// 6. Keep the books.
 pub mod ledger;
 
-/// 7. Is it a leak?
+// 7. Is it a leak?
 pub mod verdict;
 
-/// 8. Tell people and machines.
+// 8. Tell people and machines.
 pub mod export;
 
-/// Can this machine be traced?
+// Can this machine be traced?
 pub mod host;
 
 pub mod address;

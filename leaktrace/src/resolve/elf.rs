@@ -332,7 +332,7 @@ impl<'f> Elf<'f> {
         ))
     }
 
-    /// Addresses, multiples of `align` (a power of two, at most [`SEARCH_STEP`]), in the chosen segments whose bytes pass `matches`; it
+    /// Addresses, multiples of `align` (a power of two, at most `SEARCH_STEP`), in the chosen segments whose bytes pass `matches`; it
     /// sees at least the 16 bytes there unless the segment ends. Reads a megabyte at a time.
     pub fn search(
         &self,
