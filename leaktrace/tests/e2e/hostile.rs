@@ -8,7 +8,7 @@ use crate::{needs, report, tool};
 
 #[test]
 fn a_program_that_forges_its_lists_is_refused_or_counted_within_bounds() {
-    for forge in ["length", "pointer", "goroutines", "processors"] {
+    for forge in ["length", "pointer", "goroutines"] {
         // The linker of Go 1.23 and later refuses such programs.
         let Some(program) = needs::program("forger", "1.22.10", &["-forge", forge]) else {
             return;
