@@ -49,7 +49,7 @@ pub fn of(binary: &Vec<u8>) -> Vec<Range<u64>> {
         16,
         |bytes| bytes.starts_with(magic),
     );
-    regions.extend(build.filter_map(|at| Some(place(&elf, at.0, 512)?)).take(1));
+    regions.extend(build.filter_map(|at| place(&elf, at.0, 512)).take(1));
     let pclntab = |bytes: &[u8]| {
         bytes
             .first()
