@@ -226,13 +226,13 @@ fn fuzz(cargo_fuzz: &Path, name: &str, seconds: u32) -> Result<Outcome> {
     let said = String::from_utf8_lossy(&output.stderr);
     let log = target_dir().join(format!("fuzz/{name}.log"));
     fs::write(&log, said.as_bytes()).with_context(|| format!("writing {}", log.display()))?;
-    let last_of = |start: &str| said.lines().rfind(|line| line.starts_with(start));
-    let coverage = last_of("#").map_or("", |line| {
+    let last_with = |words: &str| said.lines().rfind(|line| line.contains(words));
+    let coverage = last_with(" cov: ").map_or("", |line| {
         let from = line.find("cov:").unwrap_or(line.len());
         let to = line.find(" exec/s").unwrap_or(line.len());
         line.get(from..to).unwrap_or_default()
     });
-    let done = last_of("Done ").unwrap_or("stopped early");
+    let done = last_with("Done ").unwrap_or("stopped early");
     let finding = said
         .lines()
         .find_map(|line| line.split_once("Test unit written to "))
