@@ -49,9 +49,13 @@ fn a_million_timers_are_counted_exactly() {
         return;
     };
     let truth = truth(&program.ask("timers").expect("fixtures answer"));
-    let found = tool::json(&["snapshot", "--pid", &program.pid().to_string()]);
+    let pid = program.pid().to_string();
+    let mut found = Value::Null;
+    tool::eventually("all goroutines wait", Duration::from_secs(30), || {
+        found = tool::json(&["snapshot", "--pid", &pid]);
+        found["timers"]["total"] == 1_000_000
+    });
     assert_eq!(found_by_kind(&found), by_kind(&truth));
-    assert_eq!(found["timers"]["total"], 1_000_000);
 }
 
 #[test]
