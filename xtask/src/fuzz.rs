@@ -67,7 +67,7 @@ const MOST_BYTES: u32 = 64 << 10;
 const MOST_MEGABYTES: u32 = 256;
 const MOST_SECONDS: u32 = 5;
 /// What is kept of one target, so that all corpora together stay below 2 MB.
-const KEPT_BYTES: u64 = 240 << 10;
+const KEPT_BYTES: u64 = 200 << 10;
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(clap::Args)]
@@ -246,8 +246,9 @@ fn fuzz(cargo_fuzz: &Path, name: &str, seconds: u32) -> Result<Outcome> {
     })
 }
 
-/// Replaces the kept inputs by the smallest set that reaches what was reached, and answers how many those are. The
-/// largest are left out where they would be too much for a repository.
+/// Replaces the kept inputs by the smallest set that reaches what was reached, and answers how many those are. Where
+/// that would be too much for a repository, those of middling size are left out: the small ones are many, and the
+/// large ones come furthest.
 fn keep(cargo_fuzz: &Path, name: &str) -> Result<(usize, u64)> {
     let minimal = target_dir().join("fuzz/minimal").join(name);
     if minimal.exists() {
@@ -276,15 +277,25 @@ fn keep(cargo_fuzz: &Path, name: &str) -> Result<(usize, u64)> {
     inputs.sort();
     fs::remove_dir_all(kept(name))?;
     fs::create_dir_all(kept(name))?;
+    let (small, large) = inputs.split_at(within(&inputs, KEPT_BYTES / 2));
+    let large: Vec<_> = large.iter().rev().cloned().collect();
+    let left = KEPT_BYTES - small.iter().map(|(bytes, _)| bytes).sum::<u64>();
+    let (large, _) = large.split_at(within(&large, left));
     let (mut count, mut total) = (0, 0);
-    for (bytes, path) in inputs {
-        if total + bytes > KEPT_BYTES {
-            break;
-        }
+    for (bytes, path) in small.iter().chain(large) {
         let file = path.file_name().context("an input has a name")?;
-        fs::copy(&path, kept(name).join(file))?;
+        fs::copy(path, kept(name).join(file))?;
         count += 1;
         total += bytes;
     }
     Ok((count, total))
+}
+
+/// How many of the first inputs have so many bytes together at most.
+fn within(inputs: &[(u64, PathBuf)], most: u64) -> usize {
+    let sums = inputs.iter().scan(0, |sum, (bytes, _)| {
+        *sum += bytes;
+        Some(*sum)
+    });
+    sums.take_while(|sum| *sum <= most).count()
 }
