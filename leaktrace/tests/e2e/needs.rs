@@ -20,19 +20,19 @@ pub fn root() -> Option<()> {
 
 /// A fixture built with this Go release.
 pub fn fixture(name: &str, go: &str, variant: Variant) -> Option<PathBuf> {
-    let Some(toolchain) = Toolchain::find(go) else {
-        return skip(&format!("needs go {go}: cargo xtask go {go}"));
-    };
-    Some(build::build(name, &toolchain, variant).expect("fixtures compile"))
+    Some(build::build(name, &toolchain(go)?, variant).expect("fixtures compile"))
 }
 
-/// A Go release.
+/// A Go release, such as "1.27.3"; "1.19" is Debian's.
 pub fn toolchain(go: &str) -> Option<Toolchain> {
     let found = Toolchain::find(go);
-    if found.is_none() {
-        skip::<()>(&format!("needs go {go}: cargo xtask go {go}"));
+    if found.is_some() {
+        return found;
     }
-    found
+    skip(&match go {
+        "1.19" => "needs Debian's Go 1.19: apt-get install golang-1.19-go".to_owned(),
+        _ => format!("needs go {go}: cargo xtask go {go}"),
+    })
 }
 
 /// A core file of a running process, made by gdb while it is stopped; it goes on afterwards.
