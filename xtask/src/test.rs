@@ -101,6 +101,9 @@ fn fetch(arguments: &Arguments, report: &mut Report) {
     if let Err(error) = tools::prometheus() {
         report.skip("the test with a real Prometheus", &format!("{error:#}"));
     }
+    if let Err(error) = tools::upx() {
+        report.skip("the test with the packer UPX", &format!("{error:#}"));
+    }
     for (package, version, hash) in tools::ESBUILD {
         if let Err(error) = tools::esbuild(package, version, hash) {
             let what = format!("tests with npm's {package} {version}");

@@ -32,6 +32,8 @@ pub fn run(_: &Arguments) -> Result<()> {
     for (package, version, hash) in ESBUILD {
         println!("{}", esbuild(package, version, hash)?.display());
     }
+    upx()?;
+    println!("{}", debian("trixie", "upx-ucl")?.display());
     Ok(())
 }
 
@@ -171,6 +173,21 @@ pub fn debian(suite: &str, package: &str) -> Result<PathBuf> {
         unpack_deb(scratch)
     })?;
     Ok(place)
+}
+
+/// The packer UPX, with the libraries that it wants of its own suite: the tests look for them where [`debian`] puts them.
+pub fn upx() -> Result<()> {
+    for package in [
+        "upx-ucl",
+        "libucl1",
+        "libstdc++6",
+        "libgcc-s1",
+        "zlib1g",
+        "libc6",
+    ] {
+        debian("trixie", package)?;
+    }
+    Ok(())
 }
 
 /// The version of a package that was fetched by [`debian`].

@@ -97,6 +97,24 @@ pub fn esbuild(package: &str, version: &str) -> Option<PathBuf> {
     ))
 }
 
+/// The packer UPX, of a newer Debian than this machine's may be: run by that one's loader, with its libraries.
+pub fn upx() -> Option<Command> {
+    let suite = target_dir().join("servers/trixie");
+    let loader = suite.join("libc6/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+    let packer = suite.join("upx-ucl/usr/bin/upx-ucl");
+    if !loader.is_file() || !packer.is_file() {
+        return skip("needs UPX: cargo xtask tools");
+    }
+    let libraries = ["libc6", "libucl1", "libstdc++6", "libgcc-s1", "zlib1g"];
+    let libraries = libraries.map(|package| suite.join(package).join("usr/lib/x86_64-linux-gnu"));
+    let mut command = Command::new(loader);
+    command
+        .arg("--library-path")
+        .arg(std::env::join_paths(libraries).expect("no colon is in a path of ours"))
+        .arg(packer);
+    Some(command)
+}
+
 /// The C compiler, which Go links programs with that have C code in them.
 pub fn gcc() -> Option<()> {
     if Command::new("gcc").arg("--version").output().is_ok() {
