@@ -12,11 +12,11 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
 
-use crate::census::{self, Distrust, Layout, LiveMemory, MemoryError, SelfCheck, stacks, waits};
+use crate::census::{self, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck};
 use crate::clock::monotonic_ns;
 use crate::event::{Change, Ring};
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Places, Target};
+use crate::export::report::{Events, Facts, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, Level, LoadOptions, Probes};
 use crate::resolve::elf::Elf;
@@ -182,12 +182,13 @@ impl Session {
     pub fn census(&mut self, depth: Depth) -> anyhow::Result<Drift> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
         if depth == Depth::Places {
-            let (memory, layout, goroutines) = (&self.memory, &self.layout, &census.goroutines);
-            self.places = Places {
-                stacks: stacks::walk(memory, layout, &self.symbols, goroutines)?,
-                waits: waits::walk(memory, layout, &self.wait_reasons, goroutines)?
-                    .by_site(goroutines),
-            };
+            self.places = Places::of(
+                &census.goroutines,
+                &self.memory,
+                &self.layout,
+                &self.wait_reasons,
+                &self.symbols,
+            )?;
         }
         self.still_there()?;
         // Every event from before the census ended must be booked first. A probe stamps its record some

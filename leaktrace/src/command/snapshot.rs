@@ -9,10 +9,10 @@ use anyhow::{Context, ensure};
 
 use super::output;
 use crate::address::LoadBias;
-use crate::census::{self, CoreFile, CoreMemory, Layout, stacks, waits};
+use crate::census::{self, CoreFile, CoreMemory, Layout, Places};
 use crate::cli::Snapshot;
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Places, Target};
+use crate::export::report::{Events, Facts, Target};
 use crate::ledger::{Ledger, Symbolizer};
 use crate::resolve;
 use crate::resolve::elf::Elf;
@@ -67,10 +67,7 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     let mut ledger = Ledger::default();
     ledger.reconcile(&census, &symbols);
     let goroutines = &census.goroutines;
-    let places = Places {
-        stacks: stacks::walk(&memory, &layout, &symbols, goroutines)?,
-        waits: waits::walk(&memory, &layout, &wait_reasons, goroutines)?.by_site(goroutines),
-    };
+    let places = Places::of(goroutines, &memory, &layout, &wait_reasons, &symbols)?;
     let facts = Facts {
         target: Target::new(core.pid, 0.0, exe.to_string_lossy().into_owned(), &program),
         program: &program,

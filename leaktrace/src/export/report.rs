@@ -7,9 +7,10 @@ use serde::Serialize;
 
 use super::label;
 use crate::address::RuntimeAddr;
+use crate::census::semaphores::Semaphore;
 use crate::census::stacks::StackGroup;
-use crate::census::waits::SiteWait;
-use crate::census::{Status, TimerKind};
+use crate::census::waits::{Channel, SiteWait};
+use crate::census::{Places, Status, TimerKind};
 use crate::event::StackId;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
 use crate::resolve::Program;
@@ -164,6 +165,11 @@ pub struct SiteReport {
     pub waits_on: Vec<WaitsOn>,
     /// On how many channels its goroutines wait in all.
     pub channels: u64,
+    /// The semaphores (of mutexes, wait groups) that its goroutines wait for, most waited for first; at most
+    /// [`MOST_CHANNELS`].
+    pub waits_for: Vec<WaitsFor>,
+    /// For how many semaphores its goroutines wait in all.
+    pub semaphores: u64,
 }
 
 /// Goroutines of one site that are at one place.
@@ -198,6 +204,17 @@ pub struct WaitsOn {
     pub senders: u64,
     /// Goroutines of all sites that wait for it among others.
     pub selecting: u64,
+}
+
+/// A semaphore that goroutines of one site wait for.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitsFor {
+    /// Its address, in hexadecimal: that of the field `sema` of a `sync.Mutex`, for one.
+    pub semaphore: String,
+    /// How many goroutines of this site.
+    pub count: u64,
+    /// Goroutines of all sites that wait for it.
+    pub waiters: u64,
 }
 
 /// Frames of all stacks of a report. A binary whose tables lie can make thousands of one address.
@@ -240,17 +257,8 @@ impl Symbols for Sparing<'_> {
     }
 }
 
-/// Channels listed for each site.
+/// Channels, and semaphores, listed for each site.
 pub const MOST_CHANNELS: usize = 5;
-
-/// What a census saw of places: empty when it only counted.
-#[derive(Clone, Debug, Default)]
-pub struct Places {
-    /// Where goroutines are.
-    pub stacks: Vec<StackGroup>,
-    /// What they wait on.
-    pub waits: Vec<SiteWait>,
-}
 
 /// How it was watched, and what was lost.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -312,9 +320,14 @@ impl Report {
                 tallies.entry(id).or_default().stacks.push(group);
             }
         }
-        for wait in &facts.places.waits {
+        for wait in &facts.places.channels {
             if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
-                tallies.entry(id).or_default().waits.push(wait);
+                tallies.entry(id).or_default().channels.push(wait);
+            }
+        }
+        for wait in &facts.places.semaphores {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().semaphores.push(wait);
             }
         }
 
@@ -388,7 +401,8 @@ impl Report {
 #[derive(Default)]
 struct Tally<'p> {
     stacks: Vec<&'p StackGroup>,
-    waits: Vec<&'p SiteWait>,
+    channels: Vec<&'p SiteWait<Channel>>,
+    semaphores: Vec<&'p SiteWait<Semaphore>>,
     states: BTreeMap<State, u64>,
     stack_bytes: u64,
     oldest: Option<(u64, bool)>,
@@ -475,12 +489,23 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
             .map(|stack| creation_stack(&symbols.stack(stack), symbols))
             .unwrap_or_default(),
         blocked_stacks: blocked_stacks(&tally.stacks, symbols, facts.wait_reasons),
-        channels: tally.waits.len() as u64,
+        channels: tally.channels.len() as u64,
         waits_on: tally
-            .waits
+            .channels
             .iter()
             .take(MOST_CHANNELS)
             .map(|wait| waits_on(wait))
+            .collect(),
+        semaphores: tally.semaphores.len() as u64,
+        waits_for: tally
+            .semaphores
+            .iter()
+            .take(MOST_CHANNELS)
+            .map(|wait| WaitsFor {
+                semaphore: wait.on.address.to_string(),
+                count: wait.count,
+                waiters: wait.on.waiters,
+            })
             .collect(),
     }
 }
@@ -538,8 +563,8 @@ fn frames_of(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite> {
         .collect()
 }
 
-fn waits_on(wait: &SiteWait) -> WaitsOn {
-    let channel = &wait.channel;
+fn waits_on(wait: &SiteWait<Channel>) -> WaitsOn {
+    let channel = &wait.on;
     WaitsOn {
         channel: channel.address.to_string(),
         count: wait.count,
