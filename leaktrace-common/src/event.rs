@@ -60,18 +60,21 @@ pub enum Loss {
     ReadFault = 2,
     /// The process's slot was not filled by user space.
     UnknownSlot = 3,
+    /// The process has used up the hits that user space allowed it: the probes returned at once.
+    OverBudget = 4,
 }
 
 impl Loss {
     /// How many causes there are: the stride of the loss counters.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 
     /// All causes, in the order of their numbers.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::RingFull,
         Self::StacksFull,
         Self::ReadFault,
         Self::UnknownSlot,
+        Self::OverBudget,
     ];
 }
 

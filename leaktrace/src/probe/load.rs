@@ -74,6 +74,7 @@ impl Probes {
             lost: take(&mut ebpf, "LOST")?,
             hits: take(&mut ebpf, "HITS")?,
             strangers: take(&mut ebpf, "STRANGERS")?,
+            allowance: take(&mut ebpf, "ALLOWANCE")?,
             processes: Rc::new(RefCell::new(take(&mut ebpf, "PROCESSES")?)),
             cookies: options.cookies,
             families: HashMap::new(),
