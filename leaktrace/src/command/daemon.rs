@@ -13,7 +13,7 @@ use super::record::{DRAIN_EVERY, level};
 use crate::cli::Daemon;
 use crate::export::metrics::target_name;
 use crate::export::server::{self, Status};
-use crate::fleet::Fleet;
+use crate::fleet::{Budget, Fleet};
 use crate::probe::Scope;
 use crate::session::Depth;
 use crate::target::{Pid, TargetId};
@@ -53,7 +53,10 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let listener = server::bind(arguments.listen).await?;
     let address = listener.local_addr().context("the socket has no address")?;
-    let mut fleet = Fleet::default();
+    let mut fleet = Fleet::with_budget(Budget {
+        target: arguments.budget.0,
+        host: arguments.host_budget.0,
+    });
     let id = fleet.open(Pid(arguments.pid))?;
     fleet.attach(id, level(arguments.events), Scope::Process)?;
     fleet.census(id, Depth::Counts)?;

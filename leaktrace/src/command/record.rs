@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
 use crate::cli::{EventsLevel, Record};
-use crate::fleet::Fleet;
+use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::session::Depth;
 use crate::target::{Pid, TargetId};
@@ -29,7 +29,10 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let mut fleet = Fleet::default();
+    let mut fleet = Fleet::with_budget(Budget {
+        target: arguments.budget.0,
+        host: None,
+    });
     let id = fleet.open(Pid(arguments.pid))?;
     fleet.attach(id, level(arguments.events), Scope::Process)?;
     fleet.census(id, Depth::Counts)?;

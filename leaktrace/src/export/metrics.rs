@@ -1,7 +1,9 @@
 //! The report as Prometheus metrics. Names and labels are the contract of dashboards and alerts: doc/prometheus.md.
 
 use prometheus::core::Collector;
-use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    CounterVec, Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 use super::Report;
 use super::report::SiteReport;
@@ -93,7 +95,7 @@ fn register_target(registry: &Registry, report: &Report) -> Result<(), prometheu
     register(registry, drift)?;
     let level = gauge(
         "leaktrace_events_level",
-        "How much the probes hear: 0 none, 2 lifecycle, 3 full.",
+        "How much the probes hear: 0 none, 1 sampled, 2 lifecycle, 3 full.",
         &["target"],
     )?;
     level
@@ -101,6 +103,7 @@ fn register_target(registry: &Registry, report: &Report) -> Result<(), prometheu
         .set(match report.events.level {
             "full" => 3,
             "lifecycle" => 2,
+            "sampled" => 1,
             _ => 0,
         });
     register(registry, level)?;
@@ -113,6 +116,7 @@ fn register_target(registry: &Registry, report: &Report) -> Result<(), prometheu
         hits.with_label_values(&[target, *probe]).inc_by(*count);
     }
     register(registry, hits)?;
+    register_cost(registry, target, report)?;
     let lost = counter(
         "leaktrace_events_lost_total",
         "Events that were lost, by cause. Counts of live things are right again after the next census.",
@@ -130,6 +134,71 @@ fn register_target(registry: &Registry, report: &Report) -> Result<(), prometheu
     register_goroutines(registry, target, &goroutines)?;
     register_timers(registry, target, &timers)?;
     register_verdicts(registry, target, report)
+}
+
+fn register_cost(
+    registry: &Registry,
+    target: &str,
+    report: &Report,
+) -> Result<(), prometheus::Error> {
+    let events = &report.events;
+    let cost = CounterVec::new(
+        Opts::new(
+            "leaktrace_probe_cost_seconds_total",
+            "Time that each probe took from the target's threads: hits, times what one costs on this machine.",
+        ),
+        &["target", "probe"],
+    )?;
+    for (probe, seconds) in &events.cost_seconds {
+        cost.with_label_values(&[target, *probe]).inc_by(*seconds);
+    }
+    register(registry, cost)?;
+    let overhead = float_gauge(
+        "leaktrace_overhead_ratio",
+        "What the target loses to the probes over the last half minute, as a part of one core.",
+        &["target"],
+    )?;
+    overhead
+        .with_label_values(&[target])
+        .set(events.overhead_now);
+    register(registry, overhead)?;
+    let budget = float_gauge(
+        "leaktrace_budget_ratio",
+        "What the target may lose, as a part of one core; no series without a budget.",
+        &["target"],
+    )?;
+    if let Some(share) = events.budget {
+        budget.with_label_values(&[target]).set(share);
+    }
+    register(registry, budget)?;
+    let price = float_gauge(
+        "leaktrace_probe_cost_seconds",
+        "What one hit of a probe costs on this machine, as measured on leaktrace itself.",
+        &["work"],
+    )?;
+    if let Some(hit) = events.hit_cost {
+        price
+            .with_label_values(&["record"])
+            .set(hit.emulated_ns / 1e9);
+        price
+            .with_label_values(&["record with stack"])
+            .set((hit.emulated_ns + hit.stack_ns) / 1e9);
+    }
+    register(registry, price)?;
+    let changes = counter(
+        "leaktrace_events_level_changes_total",
+        "How often the level changed to keep the budget.",
+        &["target", "direction"],
+    )?;
+    for (direction, count) in [
+        ("poorer", events.changes.falls),
+        ("richer", events.changes.returns),
+    ] {
+        changes
+            .with_label_values(&[target, direction])
+            .inc_by(count);
+    }
+    register(registry, changes)
 }
 
 fn register_goroutines(

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::label;
 use crate::address::RuntimeAddr;
+use crate::budget::{Calibration, Estimates, Totals};
 use crate::census::semaphores::Semaphore;
 use crate::census::stacks::StackGroup;
 use crate::census::waits::{Channel, SiteWait};
@@ -133,6 +134,9 @@ pub struct SiteReport {
     pub created_total: u64,
     /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
     pub ended_total: u64,
+    /// Whether the totals are in part estimates: only samples were heard for a while, to keep the budget.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
     /// Timers stopped while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_total: Option<u64>,
@@ -263,8 +267,22 @@ pub const MOST_CHANNELS: usize = 5;
 /// How it was watched, and what was lost.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Events {
-    /// `none`, `lifecycle` or `full`.
+    /// `none`, `sampled`, `lifecycle` or `full`: how much is heard now.
     pub level: &'static str,
+    /// What the program may lose, as a part of one core; null: anything.
+    pub budget: Option<f64>,
+    /// What it lost over the whole watch, as a part of one core: hits, times what one costs on this machine.
+    pub overhead_measured: f64,
+    /// The same over the last half minute.
+    pub overhead_now: f64,
+    /// What it lost, in seconds of a core, by kind of event.
+    pub cost_seconds: BTreeMap<&'static str, f64>,
+    /// What one hit costs on this machine; null without probes.
+    pub hit_cost: Option<Calibration>,
+    /// How often the level changed to keep the budget, and why.
+    pub changes: LevelChanges,
+    /// For so long nothing was heard and nothing is estimated, in seconds.
+    pub unheard_seconds: f64,
     /// Events lost, all causes.
     pub lost: u64,
     /// The same by cause; only causes that occurred.
@@ -275,6 +293,32 @@ pub struct Events {
     pub not_probed: BTreeMap<&'static str, String>,
     /// How long was watched, in seconds.
     pub seconds: f64,
+}
+
+/// How often the level changed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LevelChanges {
+    /// To a poorer level.
+    pub falls: u64,
+    /// To a richer level.
+    pub returns: u64,
+    /// Samples taken.
+    pub samples: u64,
+    /// The latest changes, the last one last.
+    pub latest: Vec<LevelChange>,
+}
+
+/// One change of level.
+#[derive(Clone, Debug, Serialize)]
+pub struct LevelChange {
+    /// When, in seconds since the watch began.
+    pub seconds: f64,
+    /// The level before.
+    pub from: &'static str,
+    /// The level after.
+    pub to: &'static str,
+    /// Why, as a sentence.
+    pub reason: String,
 }
 
 /// What a report is made of besides the ledger.
@@ -289,6 +333,8 @@ pub struct Facts<'f> {
     pub places: &'f Places,
     /// How it was watched.
     pub events: Events,
+    /// What was not heard between samples; `None` without probes.
+    pub hidden: Option<&'f Estimates>,
     /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
     pub now_ns: u64,
 }
@@ -345,7 +391,7 @@ impl Report {
             ..Timers::default()
         };
         let mut sites = Vec::new();
-        for (id, site) in ledger.sites.enumerate() {
+        for (index, (id, site)) in ledger.sites.enumerate().enumerate() {
             let tally = tallies.remove(&id).unwrap_or_default();
             match site.kind {
                 SiteKind::SystemGoroutine => {
@@ -367,7 +413,9 @@ impl Report {
                 }
             }
             if site.live > 0 || site.created > 0 || site.ended > 0 {
-                sites.push(site_report(site, tally, symbols, &facts));
+                let hidden = (facts.hidden)
+                    .map_or_else(Totals::default, |hidden| hidden.hidden(index, facts.now_ns));
+                sites.push(site_report(site, hidden, tally, symbols, &facts));
             }
         }
         sites.sort_by(|a, b| {
@@ -424,7 +472,13 @@ impl Tally<'_> {
     }
 }
 
-fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'_>) -> SiteReport {
+fn site_report(
+    site: &Site,
+    hidden: Totals,
+    tally: Tally,
+    symbols: &dyn Symbols,
+    facts: &Facts<'_>,
+) -> SiteReport {
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
     for (state, count) in tally.states {
         *states
@@ -449,6 +503,12 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
     });
     let (since_ns, exact) = tally.oldest.unwrap_or((facts.now_ns, true));
     let is_timer = timer_kind.is_some();
+    let [created, ended, stopped, fired] = [
+        site.created.saturating_add(hidden[0]),
+        site.ended.saturating_add(hidden[1]),
+        site.stopped.saturating_add(hidden[2]),
+        site.fired.saturating_add(hidden[3]),
+    ];
     let is_ticker = timer_kind == Some("ticker");
     SiteReport {
         kind,
@@ -461,17 +521,18 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
         start_function: site.start_function.clone(),
         oldest_seconds: seconds(facts.now_ns.saturating_sub(since_ns)),
         oldest_is_lower_bound: !exact,
-        created_total: site.created,
+        created_total: created,
         ended_total: if !is_timer {
-            site.ended
+            ended
         } else if is_ticker {
             // A ticker goes on after it fired.
-            site.stopped
+            stopped
         } else {
-            site.stopped + site.fired
+            stopped.saturating_add(fired)
         },
-        stopped_total: is_timer.then_some(site.stopped),
-        fired_total: is_timer.then_some(site.fired),
+        estimated: hidden != Totals::default(),
+        stopped_total: is_timer.then_some(stopped),
+        fired_total: is_timer.then_some(fired),
         growth_per_minute: (growth_per_minute * 10.0).round() / 10.0,
         stack_bytes: tally.stack_bytes,
         timer_kind,
