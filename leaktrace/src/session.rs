@@ -159,7 +159,7 @@ impl Session {
             hits: Default::default(),
             lost: Default::default(),
             undecodable: 0,
-            cost: governed::Cost::new(terms, level, &plan.points, now_ns),
+            cost: governed::Cost::new(terms, level, &plan.points, &self.process, now_ns),
         });
         self.govern(probes, now_ns);
         Ok(())
@@ -268,6 +268,7 @@ impl Session {
             watch.hits = probes.hits(&watch.attached);
             watch.lost = probes.lost(&watch.attached);
             watch.undecodable = undecodable;
+            watch.cost.counted = watch.cost.moment(&self.process, self.counted_ns);
         }
     }
 
@@ -304,7 +305,8 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
-                hidden: (self.watch.as_ref()).map(|watch| &watch.cost.estimates),
+                hidden: (self.watch.as_ref())
+                    .map(|watch| (&watch.cost.estimates, watch.cost.counted)),
                 events: self.events(),
                 now_ns: self.counted_ns,
             },
@@ -343,7 +345,7 @@ impl Session {
                     })
                     .collect(),
             };
-            events.unheard_seconds = seconds(cost.estimates.unknown_ns(self.counted_ns));
+            events.unheard_seconds = seconds(cost.estimates.unknown_ns(cost.counted));
             for (kind, count) in Kind::ALL.into_iter().zip(watch.hits) {
                 if count > 0 {
                     events.hits.insert(kind_name(kind), count);

@@ -11,7 +11,7 @@ mod governor;
 mod host;
 
 pub use cost::{Calibration, HitCosts, Meter, Spent, median};
-pub use estimate::{Estimates, Totals};
+pub use estimate::{Estimates, Moment, Totals};
 pub use governor::{Change, Governor, Tally};
 pub use host::even_share;
 

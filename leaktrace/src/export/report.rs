@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::label;
 use crate::address::RuntimeAddr;
-use crate::budget::{Calibration, Estimates, Totals};
+use crate::budget::{Calibration, Estimates, Moment, Totals};
 use crate::census::semaphores::Semaphore;
 use crate::census::stacks::StackGroup;
 use crate::census::waits::{Channel, SiteWait};
@@ -333,8 +333,8 @@ pub struct Facts<'f> {
     pub places: &'f Places,
     /// How it was watched.
     pub events: Events,
-    /// What was not heard between samples; `None` without probes.
-    pub hidden: Option<&'f Estimates>,
+    /// What was not heard between samples, as of that moment; `None` without probes.
+    pub hidden: Option<(&'f Estimates, Moment)>,
     /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
     pub now_ns: u64,
 }
@@ -414,7 +414,7 @@ impl Report {
             }
             if site.live > 0 || site.created > 0 || site.ended > 0 {
                 let hidden = (facts.hidden)
-                    .map_or_else(Totals::default, |hidden| hidden.hidden(index, facts.now_ns));
+                    .map_or_else(Totals::default, |(hidden, now)| hidden.hidden(index, now));
                 sites.push(site_report(site, hidden, tally, symbols, &facts));
             }
         }

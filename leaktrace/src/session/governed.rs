@@ -4,18 +4,21 @@ use leaktrace_common::event::Kind;
 
 use super::{Session, Watch};
 use crate::budget::{
-    self, Calibration, Change, Estimates, Governor, HitCosts, Meter, Share, Terms, Totals,
+    self, Calibration, Change, Estimates, Governor, HitCosts, Meter, Moment, Share, Terms, Totals,
 };
 use crate::clock::monotonic_ns;
 use crate::ledger::Ledger;
 use crate::probe::{self, Level, Plan, Point, Probes};
 use crate::resolve::Execution;
+use crate::target::Process;
 
 /// What a watch knows of its cost.
 pub(super) struct Cost {
     pub meter: Meter,
     pub governor: Governor,
     pub estimates: Estimates,
+    /// When the last census ended.
+    pub counted: Moment,
     /// Changes of level, the latest last; older ones are only counted.
     pub changes: Vec<Change>,
     /// What a hit costs here.
@@ -44,16 +47,27 @@ const BUSY_NS: u64 = 100_000_000;
 const MANY: u64 = 1000;
 
 impl Cost {
-    pub(super) fn new(terms: &Terms, level: Level, points: &[Point], now_ns: u64) -> Self {
+    pub(super) fn new(
+        terms: &Terms,
+        level: Level,
+        points: &[Point],
+        process: &Process,
+        now_ns: u64,
+    ) -> Self {
         let placed: Vec<_> = points
             .iter()
             .map(|point| (point.kind, point.execution))
             .collect();
         let costs = HitCosts::new(&terms.calibration, placed.iter().copied());
-        let mut estimates = Estimates::new(now_ns);
-        estimates.open(now_ns, std::iter::empty());
+        let now = Moment {
+            wall_ns: now_ns,
+            own_ns: process.cpu_time_ns().unwrap_or(now_ns),
+        };
+        let mut estimates = Estimates::new(now);
+        estimates.open(now, std::iter::empty());
         Self {
             meter: Meter::new(costs, now_ns),
+            counted: now,
             governor: Governor::new(terms.share, budget_level(level), now_ns),
             estimates,
             changes: Vec::new(),
@@ -66,6 +80,20 @@ impl Cost {
             allowed: u64::MAX,
             used: 0,
         }
+    }
+
+    /// This moment on the program's own clock too. Where its clock cannot be read, all time is its own.
+    pub(super) fn moment(&self, process: &Process, wall_ns: u64) -> Moment {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "never negative, and the cast saturates"
+        )]
+        let spent_ns = self.meter.spent_ns() as u64;
+        let own_ns = process
+            .cpu_time_ns()
+            .map_or(wall_ns, |ran| ran.saturating_sub(spent_ns));
+        Moment { wall_ns, own_ns }
     }
 
     /// Another price of a hit.
@@ -149,7 +177,8 @@ impl Session {
             return;
         }
         if wanted != Level::None {
-            cost.estimates.refresh(now_ns, heard(&self.ledger));
+            cost.estimates
+                .refresh(cost.moment(&self.process, now_ns), heard(&self.ledger));
             let allow = cost.hits_to_allow();
             // A quarter of it on all CPUs together: then none has used up its own.
             if allow != cost.allowed || cost.used > allow / 4 {
@@ -212,16 +241,17 @@ impl Session {
             Err(error) => return Err(error.into()),
         }
         let now_ns = monotonic_ns();
+        let now = cost.moment(&self.process, now_ns);
         let was = std::mem::replace(&mut cost.on, wanted);
         if wanted == Level::None {
             self.ledger.deafen();
             let rates = cost.governor.level() == budget::Level::Sampled;
-            cost.estimates.close(now_ns, rates, heard(&self.ledger));
+            cost.estimates.close(now, rates, heard(&self.ledger));
         } else {
             cost.governor.attached(now_ns);
             if was == Level::None {
                 self.ledger.listen(now_ns);
-                cost.estimates.open(now_ns, heard(&self.ledger));
+                cost.estimates.open(now, heard(&self.ledger));
             }
         }
         Ok(())

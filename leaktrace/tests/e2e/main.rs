@@ -5,6 +5,7 @@
 //! `cargo xtask test` prints it.
 
 mod bad_input;
+mod budget;
 mod check;
 mod daemon;
 mod detach;
