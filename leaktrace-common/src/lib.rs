@@ -7,4 +7,5 @@
 pub mod binary;
 pub mod event;
 pub mod limits;
+pub mod process;
 pub mod stack;

@@ -2,7 +2,7 @@
 
 use crate::limits::SLOTS;
 
-/// Key of a stack: a hash of its frames, and the slot of the probe set that walked it.
+/// Key of a stack: a hash of its frames, and the slot of the process whose stack it is.
 ///
 /// The slot keeps one target from ever answering for another's stacks, and lets user space throw away
 /// the stacks of a slot that it uses again. No key is 0, so a record can say "no stack" with 0.
@@ -10,7 +10,7 @@ use crate::limits::SLOTS;
 pub struct StackKey(u64);
 
 impl StackKey {
-    const SLOT_BITS: u32 = 8;
+    const SLOT_BITS: u32 = 10;
 
     /// Makes the key of a stack from the hash of its frames.
     #[must_use]
@@ -34,7 +34,7 @@ impl StackKey {
         self.0
     }
 
-    /// The slot whose probes walked this stack.
+    /// The slot of the process whose stack this is.
     #[must_use]
     pub fn slot(self) -> u16 {
         (self.0 & ((1 << Self::SLOT_BITS) - 1)) as u16
