@@ -6,5 +6,7 @@
 
 pub mod binary;
 pub mod event;
+pub mod histogram;
 pub mod limits;
 pub mod stack;
+pub mod wait;

@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
+use leaktrace_common::limits::WAITS;
 
-use crate::census::{self, Distrust, Layout, LiveMemory, MemoryError, SelfCheck, stacks, waits};
+use crate::census::{
+    self, Census, Distrust, Layout, LiveMemory, MemoryError, SelfCheck, Status, stacks, waits,
+};
 use crate::clock::monotonic_ns;
 use crate::event::{Change, Ring};
 use crate::export::Report;
@@ -114,7 +117,10 @@ impl Session {
         }
         let pid = self.process.id.pid;
         let mut plan = probe::plan(&self.program.sites, level);
-        let options = LoadOptions::default();
+        let options = LoadOptions {
+            waits: if level == Level::Full { WAITS } else { 0 },
+            ..LoadOptions::default()
+        };
         if !options.cookies {
             plan = plan.without_cookies();
         }
@@ -196,10 +202,30 @@ impl Session {
         std::thread::sleep(Duration::from_millis(1));
         self.drain();
         let drift = self.ledger.reconcile(&census, &self.symbols);
+        self.note_waits(&census);
         self.watched_since_ns.get_or_insert(census.started_ns);
         self.counted_ns = census.finished_ns;
         self.ledger.sample(census.finished_ns);
         Ok(drift)
+    }
+
+    /// On level `full` the kernel knows since when each goroutine is blocked: those that the census saw waiting are asked for.
+    fn note_waits(&mut self, census: &Census) {
+        let Some(watch) = (self.watch.as_ref()).filter(|watch| watch.level == Level::Full) else {
+            return;
+        };
+        let waiting = (census.goroutines.iter())
+            .filter(|goroutine| goroutine.status == Status::Waiting)
+            // The kernel knows of so many at most.
+            .take(WAITS as usize);
+        for goroutine in waiting {
+            let (g, goid) = (goroutine.g, goroutine.goid);
+            let since = watch.probes.blocked_since(&watch.attached, g, goid);
+            // What blocked after the census began was in another wait when it was seen.
+            if let Some(since) = since.filter(|since| since.0 <= census.finished_ns) {
+                self.ledger.waits_since(goid, since.0);
+            }
+        }
     }
 
     /// The kernel is asked by pid: what it answered is about our process only if that still runs, for another may have got
@@ -222,6 +248,12 @@ impl Session {
     /// What was known when the last census ended.
     #[must_use]
     pub fn report(&self) -> Report {
+        let blocked = match &self.watch {
+            Some(watch) if watch.level == Level::Full => {
+                watch.probes.blocked_times(&watch.attached)
+            }
+            _ => Vec::new(),
+        };
         Report::new(
             &self.ledger,
             &self.symbols,
@@ -235,6 +267,7 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                blocked: &blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
             },
@@ -362,6 +395,7 @@ fn loss_name(cause: Loss) -> &'static str {
         Loss::StacksFull => "stacks full",
         Loss::ReadFault => "read fault",
         Loss::UnknownSlot => "unknown slot",
+        Loss::WaitsFull => "waits full",
     }
 }
 

@@ -127,8 +127,12 @@ fn births_and_ends_are_exact_and_carry_their_stack() {
         program.tell("leak 100");
         // The leaked ones block some time after the program's answer.
         let events = collect(&mut ring, |events| {
-            let parked = |event: &&Event| kind(event) == Kind::Parked;
-            events.iter().filter(parked).count() >= 100 && count(events) == probes.hits(&set)
+            let mut hits = probes.hits(&set);
+            let parked = &mut hits[Kind::Parked as usize];
+            // Parks and wake-ups leave no events.
+            let all_parked = std::mem::take(parked) >= 100;
+            hits[Kind::Readied as usize] = 0;
+            all_parked && count(events) == hits
         });
         let goroutines: Vec<_> = goroutine_events(&events).collect();
         let born = |function| births(&goroutines, &binary, function);
@@ -163,12 +167,12 @@ fn births_and_ends_are_exact_and_carry_their_stack() {
             assert!(callers.contains(&"main.main"), "{callers:?}");
             assert_eq!(callers.last(), Some(&"runtime.goexit"), "{callers:?}");
         }
-        let blocked = goroutines
-            .iter()
-            .filter(|event| event.kind == Kind::Parked)
-            .filter(|event| leaked.iter().any(|birth| birth.goid == event.goid));
-        assert_eq!(blocked.count(), 100, "each leaked goroutine parks once");
-        assert!(goroutines.iter().any(|event| event.kind == Kind::Readied));
+        for birth in &leaked {
+            let since = probes.blocked_since(&set, birth.g, birth.goid);
+            assert!(since.is_some(), "{birth:?}", birth = birth.goid);
+        }
+        let waits = probes.blocked_times(&set);
+        assert!(waits.iter().any(|wait| wait.totals.lengths.count() > 0));
 
         assert_eq!(probes.lost(&set), [0; Loss::COUNT as usize]);
         println!("hits {:?}", probes.hits(&set));
@@ -330,6 +334,7 @@ fn what_does_not_fit_is_counted() {
             cookies: leaktrace::probe::has_cookies(),
             ring_bytes: 4096,
             stacks: 1,
+            waits: 0,
         };
         let (mut probes, mut ring) = Probes::load(&small).expect("loading");
         let binary = Binary::open(binary, minor);
@@ -339,7 +344,7 @@ fn what_does_not_fit_is_counted() {
         program.tell("spawn 1000");
         program.tell("leak 1000");
         let arrived = settle(&mut ring).len() as u64;
-        let [ring_full, _, read_fault, unknown_slot] = probes.lost(&set);
+        let [ring_full, _, read_fault, unknown_slot, _] = probes.lost(&set);
         let hits = probes.hits(&set)[Kind::Born as usize];
         assert!(ring_full > 0);
         assert_eq!(arrived + ring_full, hits);
@@ -483,8 +488,6 @@ fn kind(event: &Event) -> Kind {
     match event.change {
         Change::Born { .. } => Kind::Born,
         Change::Ended(_) => Kind::Ended,
-        Change::Parked { .. } => Kind::Parked,
-        Change::Readied(_) => Kind::Readied,
         Change::Armed { .. } => Kind::Armed,
         Change::Stopped { .. } => Kind::Stopped,
         Change::Rearmed(_) => Kind::Rearmed,
@@ -526,10 +529,9 @@ fn goroutine_events(events: &[Event]) -> impl Iterator<Item = GoroutineEvent> {
                 goroutine,
                 parent,
                 stack,
+                ..
             } => (goroutine, parent, stack),
-            Change::Parked { goroutine, .. }
-            | Change::Ended(goroutine)
-            | Change::Readied(goroutine) => (goroutine, None, None),
+            Change::Ended(goroutine) => (goroutine, None, None),
             _ => return None,
         };
         Some(GoroutineEvent {

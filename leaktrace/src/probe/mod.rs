@@ -8,6 +8,7 @@ mod attach;
 mod load;
 mod plan;
 mod trial;
+mod waits;
 
 use std::{io, sync::Weak};
 
@@ -20,11 +21,13 @@ use leaktrace_common::{
     binary::BinaryConfig,
     event::{Kind, Loss},
     limits::STACK_DEPTH,
+    wait::{TotalsKey, Wait, WaitKey, WaitTotals},
 };
 pub use load::{LoadOptions, has_cookies};
 pub use plan::{Level, Plan, Point, binary_config, plan};
 use thiserror::Error;
 pub use trial::{Features, Offer, Trial, features, try_probe};
+pub use waits::BlockedTime;
 
 use crate::{
     address::{FileOffset, RuntimeAddr},
@@ -38,6 +41,8 @@ pub struct Probes {
     stacks: HashMap<MapData, u64, [u64; STACK_DEPTH]>,
     lost: PerCpuArray<MapData, u64>,
     hits: PerCpuArray<MapData, u64>,
+    waits: HashMap<MapData, WaitKey, Wait>,
+    wait_totals: HashMap<MapData, TotalsKey, WaitTotals>,
     /// Where the programs look for their cookies when the kernel gives them none; by kind.
     shared_cookies: Option<Array<MapData, u64>>,
     /// A slot is in use while its set lives.
