@@ -58,7 +58,7 @@ pub enum Loss {
     StacksFull = 1,
     /// A field of the runtime's structure could not be read: its page was not present.
     ReadFault = 2,
-    /// The attach cookie named a slot that user space did not fill.
+    /// The process's slot was not filled by user space.
     UnknownSlot = 3,
     /// The map of waits had no room: how long a goroutine was blocked is not known.
     WaitsFull = 4,
@@ -89,11 +89,11 @@ pub struct Header {
     /// Key of the creation stack in the map of stacks (a `StackKey`); 0 means none was taken. For a goroutine that a
     /// timer's callback started: the address of that timer, if it is known.
     pub stack: u64,
-    /// Thread group id in the initial pid namespace.
+    /// Thread group id, in leaktrace's own pid namespace.
     pub pid: u32,
     /// A [`Kind`].
     pub kind: u16,
-    /// The slot of the probe set, from the attach cookie.
+    /// The slot of the process.
     pub slot: u16,
 }
 

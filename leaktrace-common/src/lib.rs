@@ -8,5 +8,6 @@ pub mod binary;
 pub mod event;
 pub mod histogram;
 pub mod limits;
+pub mod process;
 pub mod stack;
 pub mod wait;

@@ -3,8 +3,9 @@
 /// Frames kept of one creation stack. Deeper stacks keep their innermost frames.
 pub const STACK_DEPTH: usize = 16;
 
-/// Probe sets that can be attached at one time: the length of the maps indexed by slot.
-pub const SLOTS: u32 = 256;
+/// Processes that can be traced at one time: the length of the maps indexed by slot. They take 72 bytes each, and
+/// 96 more for each CPU.
+pub const SLOTS: u32 = 1024;
 
 /// Default size of the ring buffer in bytes: a power of two, 131,072 records of 64 bytes.
 pub const RING_BYTES: u32 = 8 << 20;

@@ -2,7 +2,7 @@
 
 use crate::limits::SLOTS;
 
-/// Key of a stack: a hash of its frames, and the slot of the probe set that walked it.
+/// Key of a stack: a hash of its frames, and the slot of the process whose stack it is.
 ///
 /// The slot keeps one target from ever answering for another's stacks, and lets user space throw away
 /// the stacks of a slot that it uses again. Every key has its highest bit set and no address of user space has, so a record
@@ -11,7 +11,7 @@ use crate::limits::SLOTS;
 pub struct StackKey(u64);
 
 impl StackKey {
-    const SLOT_BITS: u32 = 8;
+    const SLOT_BITS: u32 = 10;
 
     /// The bit that is set in every key.
     pub const MARK: u64 = 1 << 63;
@@ -41,7 +41,7 @@ impl StackKey {
         self.0
     }
 
-    /// The slot whose probes walked this stack.
+    /// The slot of the process whose stack this is.
     #[must_use]
     pub fn slot(self) -> u16 {
         (self.0 & ((1 << Self::SLOT_BITS) - 1)) as u16

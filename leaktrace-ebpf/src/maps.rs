@@ -11,6 +11,7 @@ use leaktrace_common::{
         FIRING_THREADS, RING_BYTES, SLOTS, STACK_DEPTH, STACKS as STACK_COUNT, WAIT_KINDS,
         WAITS as WAIT_COUNT,
     },
+    process::Enrolment,
     wait::{TotalsKey, Wait, WaitKey, WaitTotals},
 };
 
@@ -18,13 +19,17 @@ use leaktrace_common::{
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
-/// Where each binary keeps its fields, by slot.
+/// The traced processes, by thread group id.
+#[map]
+pub static PROCESSES: HashMap<u32, Enrolment> = HashMap::with_max_entries(SLOTS, 0);
+
+/// How often a probe was hit by a process that is not traced: one counter.
+#[map]
+pub static STRANGERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where each process's binary keeps its fields, by slot.
 #[map]
 pub static BINARIES: Array<BinaryConfig> = Array::with_max_entries(SLOTS, 0);
-
-/// For kernels without attach cookies: the one cookie of all probes of a kind, by the kind's number.
-#[map]
-pub static COOKIES: Array<u64> = Array::with_max_entries(Kind::COUNT, 0);
 
 /// Creation stacks by `StackKey`: return addresses, innermost first, 0 after the last.
 #[map]

@@ -244,7 +244,7 @@ mod tests {
         record[28] = 8;
         assert_eq!(decode(&record), Err(DecodeError::Kind(8)));
         record[28] = 0;
-        record[31] = 1;
-        assert_eq!(decode(&record), Err(DecodeError::Slot(256)));
+        record[31] = 4;
+        assert_eq!(decode(&record), Err(DecodeError::Slot(1024)));
     }
 }
