@@ -32,6 +32,9 @@ mod goroutine;
 mod timer;
 
 #[cfg(target_arch = "bpf")]
+mod wait;
+
+#[cfg(target_arch = "bpf")]
 mod context;
 
 #[cfg(target_arch = "bpf")]

@@ -10,6 +10,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use leaktrace_common::limits::WAITS;
 
 use crate::event::{Ring, Slot};
 use crate::ledger::Drift;
@@ -72,7 +73,11 @@ impl Fleet {
         let tracer = match &mut self.tracer {
             Some(tracer) => tracer,
             none => {
-                let (probes, ring) = Probes::load(&LoadOptions::default())?;
+                let (probes, ring) = Probes::load(&LoadOptions {
+                    // The kernel takes their memory at once.
+                    waits: if level == Level::Full { WAITS } else { 0 },
+                    ..LoadOptions::default()
+                })?;
                 none.insert(Tracer { probes, ring })
             }
         };
@@ -147,7 +152,11 @@ impl Fleet {
             self.drain();
         }
         let session = self.sessions.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let waits = (self.tracer.as_ref())
+            .map(|tracer| session.waits(&look, &tracer.probes))
+            .unwrap_or_default();
         let drift = session.book(look);
+        session.note_waits(waits);
         if let Some(tracer) = &self.tracer {
             session.note_counters(&tracer.probes, self.undecodable);
         }

@@ -13,14 +13,17 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
+use leaktrace_common::limits::WAITS;
 
-use crate::census::{self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck};
+use crate::census::{
+    self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
+};
 use crate::clock::monotonic_ns;
-use crate::event::{Change, Event, Slot};
+use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
 use crate::export::report::{Events, Facts, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
-use crate::probe::{self, AttachRequest, AttachedSet, Level, Plan, Probes, Scope};
+use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::{Pid, Process};
@@ -50,6 +53,7 @@ struct Watch {
     hits: [u64; Kind::COUNT as usize],
     lost: [u64; Loss::COUNT as usize],
     undecodable: u64,
+    blocked: Vec<BlockedTime>,
 }
 
 /// What one look into the target's memory found: to be booked once every event from before it has been.
@@ -155,6 +159,7 @@ impl Session {
             hits: Default::default(),
             lost: Default::default(),
             undecodable: 0,
+            blocked: Vec::new(),
         });
         Ok(())
     }
@@ -276,6 +281,35 @@ impl Session {
             watch.hits = probes.hits(&watch.attached);
             watch.lost = probes.lost(&watch.attached);
             watch.undecodable = undecodable;
+            if watch.level == Level::Full {
+                watch.blocked = probes.blocked_times(&watch.attached);
+            }
+        }
+    }
+
+    /// On level `full` the kernel knows since when each goroutine is blocked: those that a look saw waiting are asked for.
+    #[must_use]
+    pub fn waits(&self, look: &Look, probes: &Probes) -> Vec<(Goid, Ktime)> {
+        let Some(watch) = (self.watch.as_ref()).filter(|watch| watch.level == Level::Full) else {
+            return Vec::new();
+        };
+        let census = &look.census;
+        (census.goroutines.iter())
+            .filter(|goroutine| goroutine.status == Status::Waiting)
+            // The kernel knows of so many at most.
+            .take(WAITS as usize)
+            .filter_map(|goroutine| {
+                let since = probes.blocked_since(&watch.attached, goroutine.g, goroutine.goid)?;
+                // What blocked later was in another wait when it was seen.
+                (since.0 <= census.finished_ns).then_some((goroutine.goid, since))
+            })
+            .collect()
+    }
+
+    /// Books since when goroutines wait.
+    pub fn note_waits(&mut self, waits: Vec<(Goid, Ktime)>) {
+        for (goid, since) in waits {
+            self.ledger.waits_since(goid, since.0);
         }
     }
 
@@ -299,6 +333,7 @@ impl Session {
     /// What was known when the last census ended.
     #[must_use]
     pub fn report(&self) -> Report {
+        let blocked = (self.watch.as_ref()).map_or(&[][..], |watch| &watch.blocked);
         Report::new(
             &self.ledger,
             &self.symbols,
@@ -312,6 +347,7 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
             },
@@ -437,6 +473,7 @@ fn loss_name(cause: Loss) -> &'static str {
         Loss::StacksFull => "stacks full",
         Loss::ReadFault => "read fault",
         Loss::UnknownSlot => "unknown slot",
+        Loss::WaitsFull => "waits full",
     }
 }
 
