@@ -35,6 +35,9 @@ pub mod probe;
 // 4. What did the probes say?
 pub mod event;
 
+// What may all that cost the program?
+pub mod budget;
+
 // 5. What is really alive? A second witness, without probes.
 pub mod census;
 
