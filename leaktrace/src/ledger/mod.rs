@@ -6,12 +6,14 @@
 
 mod history;
 mod site;
+mod stillness;
 mod symbolizer;
 
 use foldhash::{HashMap, HashMapExt, HashSet};
 
 pub use history::{History, Sample};
 pub use site::{CallSite, Site, SiteId, SiteKind, Sites, Symbols};
+pub use stillness::Stillness;
 pub use symbolizer::Symbolizer;
 
 use crate::address::RuntimeAddr;
@@ -55,6 +57,8 @@ pub struct LiveGoroutine {
     pub state: State,
     /// Bytes of its stack at the last census.
     pub stack_bytes: u64,
+    /// Since when it has not moved.
+    pub still: Stillness,
 }
 
 /// A timer that was pending at the last census.
@@ -66,6 +70,8 @@ pub struct LiveTimer {
     pub since_ns: u64,
     /// Whether `since_ns` is when it was armed.
     pub exact: bool,
+    /// When it is due: CLOCK_MONOTONIC, nanoseconds; the target may say anything.
+    pub when_ns: i64,
     /// Its period in nanoseconds; 0 for a one-shot timer.
     pub period_ns: i64,
 }
@@ -195,6 +201,7 @@ impl Ledger {
             exact: true,
             state: State::New,
             stack_bytes: 0,
+            still: Stillness::moving(at.0),
         };
         self.sites[site].live += 1;
         if let Some(before) = self.goroutines.insert(goroutine.goid, live) {
@@ -290,6 +297,7 @@ impl Ledger {
                 Some(live) => LiveGoroutine {
                     state,
                     stack_bytes: goroutine.stack_bytes,
+                    still: live.still.seen_again(goroutine, census.started_ns),
                     ..live
                 },
                 None => {
@@ -307,6 +315,7 @@ impl Ledger {
                         exact: false,
                         state,
                         stack_bytes: goroutine.stack_bytes,
+                        still: Stillness::first_seen(goroutine, census.started_ns),
                     }
                 }
             };
@@ -359,6 +368,7 @@ impl Ledger {
                     site: armed.site,
                     since_ns: armed.at_ns,
                     exact: true,
+                    when_ns: timer.when_ns,
                     period_ns: timer.period_ns,
                 },
                 (None, known) => {
@@ -378,6 +388,7 @@ impl Ledger {
                             .filter(|known| known.site == site)
                             .map_or(census.started_ns, |known| known.since_ns),
                         exact: false,
+                        when_ns: timer.when_ns,
                         period_ns: timer.period_ns,
                     }
                 }
