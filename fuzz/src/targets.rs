@@ -178,6 +178,7 @@ pub fn event(data: &[u8]) {
                     depth: 128,
                     waiting_since_ns: goroutine.startpc.0,
                     waiting: 0,
+                    stops: 0,
                 });
             }
             Change::Armed { timer, .. } | Change::Rearmed(timer) => {

@@ -30,6 +30,9 @@ pub struct Goroutine {
     pub waiting_since_ns: u64,
     /// The `sudog` that it waits by (`g.waiting`); 0 when it waits for something else.
     pub waiting: u64,
+    /// How often it has stopped running, modulo 256 (`g.trackingSeq`): when two readings differ it ran in between. 0 where
+    /// the offset is not known.
+    pub stops: u8,
 }
 
 /// `g.atomicstatus` without the scan bit (src/runtime/runtime2.go: _Gidle and on).
@@ -188,6 +191,7 @@ fn span(offsets: &Offsets) -> usize {
         offsets.g_waitreason + 1,
         offsets.g_gopc + 8,
         offsets.g_startpc + 8,
+        offsets.g_tracking_seq.map_or(0, |offset| offset + 1),
     ];
     ends.into_iter().max().unwrap_or(0) as usize
 }
@@ -222,5 +226,9 @@ fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Gorout
             _ => 0,
         },
         waiting: fields.word(offsets.g_waiting as usize),
+        stops: match offsets.g_tracking_seq {
+            Some(offset) => fields.byte(offset as usize),
+            None => 0,
+        },
     })
 }
