@@ -8,8 +8,8 @@ use leaktrace_common::{
     binary::BinaryConfig,
     event::{Kind, Loss},
     limits::{
-        FIRING_THREADS, RING_BYTES, SLOTS, STACK_DEPTH, STACKS as STACK_COUNT, WAIT_KINDS,
-        WAITS as WAIT_COUNT,
+        FIRING_THREADS, LIVES_BYTES, RING_BYTES, SLOTS, STACK_DEPTH, STACKS as STACK_COUNT,
+        WAIT_KINDS, WAITS as WAIT_COUNT,
     },
     process::Enrolment,
     wait::{TotalsKey, Wait, WaitKey, WaitTotals},
@@ -22,6 +22,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 /// The traced processes, by thread group id.
 #[map]
 pub static PROCESSES: HashMap<u32, Enrolment> = HashMap::with_max_entries(SLOTS, 0);
+
+/// Processes that began or ended.
+#[map]
+pub static LIVES: RingBuf = RingBuf::with_byte_size(LIVES_BYTES, 0);
 
 /// How often a probe was hit by a process that is not traced: one counter.
 #[map]

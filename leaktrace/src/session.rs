@@ -79,17 +79,19 @@ impl Session {
     /// When there is no such process, it is out of bounds, it is nothing that leaktrace can read, or its memory
     /// contradicts its executable.
     pub fn open(pid: Pid) -> anyhow::Result<Self> {
-        Self::of(Process::open(pid)?, |executable| {
+        Self::of(Process::open(pid)?, PATIENCE, |executable| {
             resolve::resolve_running(executable).map(Rc::new)
         })
     }
 
-    /// The same for a process that was found already, with the caller's way to get at what its executable holds.
+    /// The same for a process that was found already, with the caller's way to get at what its executable holds, and
+    /// the number of times that its memory is looked at, with pauses, until it is believed.
     ///
     /// # Errors
     /// As [`Session::open`].
     pub fn of(
         process: Process,
+        tries: u32,
         resolve: impl FnOnce(&File) -> Result<Rc<Program>, Refusal>,
     ) -> anyhow::Result<Self> {
         let pid = process.id.pid;
@@ -102,7 +104,7 @@ impl Session {
         let bias = process.load_bias(program.program_headers);
         let layout = Layout::new(&program, bias);
         let memory = LiveMemory::new(pid);
-        let believed = believe(&memory, &layout).with_context(refused)?;
+        let believed = believe(&memory, &layout, tries).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
         Ok(Self {
             process,
@@ -117,6 +119,14 @@ impl Session {
             watched_since_ns: None,
             counted_ns: 0,
         })
+    }
+
+    /// The name that stays the same across restarts.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let exe = self.process.exe.to_string_lossy();
+        let path = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+        path.rsplit('/').next().unwrap_or(path).to_owned()
     }
 
     /// The executable.
@@ -387,9 +397,11 @@ impl Session {
     }
 }
 
+/// How often the memory of a process is looked at before its contradictions count.
+pub const PATIENCE: u32 = 10;
+
 /// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
-fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
-    const TRIES: u32 = 10;
+fn believe(memory: &LiveMemory, layout: &Layout, most: u32) -> anyhow::Result<SelfCheck> {
     const PAUSE: Duration = Duration::from_millis(30);
     let mut tries = 1;
     loop {
@@ -398,10 +410,10 @@ fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
             Err(Distrust::Memory(error @ (MemoryError::Exited(_) | MemoryError::Denied(_)))) => {
                 return Err(error.into());
             }
-            Err(reason @ Distrust::NotStarted) if tries == TRIES => {
+            Err(reason @ Distrust::NotStarted) if tries >= most => {
                 return Err(reason).context("try again when it runs");
             }
-            Err(reason) if tries == TRIES => {
+            Err(reason) if tries >= most => {
                 return Err(reason).context(
                     "its memory is not what its Go release has, so nothing in it is believed",
                 );

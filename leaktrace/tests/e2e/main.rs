@@ -8,6 +8,7 @@ mod bad_input;
 mod check;
 mod daemon;
 mod detach;
+mod fleet;
 mod hostile;
 mod http;
 mod inspect;
