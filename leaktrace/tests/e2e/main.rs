@@ -5,6 +5,8 @@
 //! `cargo xtask test` prints it.
 
 mod bad_input;
+mod blocked;
+mod catalogue;
 mod check;
 mod daemon;
 mod detach;
