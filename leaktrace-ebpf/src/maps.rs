@@ -31,6 +31,11 @@ pub static LIVES: RingBuf = RingBuf::with_byte_size(LIVES_BYTES, 0);
 #[map]
 pub static STRANGERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
+/// How many more hits each process may have on this CPU, by slot. User space fills it up as long as the process keeps
+/// within its budget; when it does not, or user space is late, the programs return at once.
+#[map]
+pub static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
+
 /// Where each process's binary keeps its fields, by slot.
 #[map]
 pub static BINARIES: Array<BinaryConfig> = Array::with_max_entries(SLOTS, 0);

@@ -186,7 +186,7 @@ impl Session {
         let Some(watch) = &mut self.watch else {
             return self.attach(probes, level, Scope::Process);
         };
-        probes.replan(&watch.attached, &plan.points)?;
+        probes.replan(&watch.attached, &plan.points, &[])?;
         (watch.level, watch.not_probed) = (level, plan.refused);
         Ok(())
     }
@@ -486,6 +486,7 @@ fn loss_name(cause: Loss) -> &'static str {
         Loss::ReadFault => "read fault",
         Loss::UnknownSlot => "unknown slot",
         Loss::WaitsFull => "waits full",
+        Loss::OverBudget => "over budget",
     }
 }
 

@@ -89,6 +89,7 @@ impl Probes {
             waits: take(&mut ebpf, "WAITS")?,
             wait_totals: take(&mut ebpf, "WAIT_TOTALS")?,
             strangers: take(&mut ebpf, "STRANGERS")?,
+            allowance: take(&mut ebpf, "ALLOWANCE")?,
             processes: Rc::new(RefCell::new(take(&mut ebpf, "PROCESSES")?)),
             cookies: options.cookies,
             families: HashMap::new(),
