@@ -22,6 +22,7 @@ use crate::probe::{self, AttachRequest, AttachedSet, Level, LoadOptions, Probes}
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::{Pid, Process};
+use crate::verdict::{Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -34,6 +35,9 @@ pub struct Session {
     symbols: Symbolizer,
     ledger: Ledger,
     places: Places,
+    standings: Standings,
+    /// When the process started: CLOCK_MONOTONIC, nanoseconds.
+    started_ns: u64,
     watch: Option<Watch>,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
@@ -83,6 +87,7 @@ impl Session {
         let memory = LiveMemory::new(pid);
         let believed = believe(&memory, &layout).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
+        let started_ns = monotonic_ns().saturating_sub(age_ns(process.started_unix));
         Ok(Self {
             process,
             program,
@@ -92,6 +97,8 @@ impl Session {
             symbols,
             ledger: Ledger::default(),
             places: Places::default(),
+            standings: Standings::default(),
+            started_ns,
             watch: None,
             watched_since_ns: None,
             counted_ns: 0,
@@ -181,7 +188,8 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn census(&mut self, depth: Depth) -> anyhow::Result<Drift> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        if depth == Depth::Places {
+        let look = depth == Depth::Places || self.standings.wants_places();
+        if look {
             let (memory, layout, goroutines) = (&self.memory, &self.layout, &census.goroutines);
             self.places = Places {
                 stacks: stacks::walk(memory, layout, &self.symbols, goroutines)?,
@@ -199,6 +207,15 @@ impl Session {
         self.watched_since_ns.get_or_insert(census.started_ns);
         self.counted_ns = census.finished_ns;
         self.ledger.sample(census.finished_ns);
+        self.standings.judge(&Moment {
+            ledger: &self.ledger,
+            symbols: &self.symbols,
+            wait_reasons: &self.wait_reasons,
+            places: look.then_some((&self.places.stacks, &self.places.waits)),
+            started_ns: self.started_ns,
+            watched_since_ns: self.watched_since_ns.unwrap_or(census.finished_ns),
+            now_ns: census.finished_ns,
+        });
         Ok(drift)
     }
 
@@ -235,6 +252,8 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                standings: &self.standings,
+                watched_since_ns: self.watched_since_ns.unwrap_or(self.counted_ns),
                 events: self.events(),
                 now_ns: self.counted_ns,
             },
@@ -274,6 +293,14 @@ impl Session {
         events.lost_by_cause = lost;
         events
     }
+}
+
+/// How long ago that was, by the wall clock; 0 for a time to come.
+fn age_ns(unix: f64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let age = now.map_or(0.0, |now| now.as_secs_f64()) - unix;
+    let age = Duration::try_from_secs_f64(age).unwrap_or_default();
+    u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
