@@ -286,6 +286,7 @@ mod tests {
             allp: RuntimeAddr(0),
             wait_reasons: RuntimeAddr(0),
             wait_reason_count: 0,
+            semaphores: None,
             offsets: release.offsets,
             timer_functions: crate::census::TimerFunctions::default(),
             anchors: crate::census::Anchors::default(),

@@ -9,10 +9,10 @@ use anyhow::{Context, ensure};
 
 use super::output;
 use crate::address::LoadBias;
-use crate::census::{self, CoreFile, CoreMemory, Layout, stacks, waits};
+use crate::census::{self, CoreFile, CoreMemory, Layout, Places};
 use crate::cli::Snapshot;
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Places, Target};
+use crate::export::report::{Events, Facts, Target};
 use crate::ledger::{Ledger, Symbolizer};
 use crate::resolve;
 use crate::resolve::elf::Elf;
@@ -68,16 +68,13 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     let mut ledger = Ledger::default();
     ledger.reconcile(&census, &symbols);
     let goroutines = &census.goroutines;
-    let places = Places {
-        stacks: stacks::walk(&memory, &layout, &symbols, goroutines)?,
-        waits: waits::walk(&memory, &layout, &wait_reasons, goroutines)?.by_site(goroutines),
-    };
+    let places = Places::of(goroutines, &memory, &layout, &wait_reasons, &symbols)?;
     let mut standings = Standings::default();
     standings.judge(&Moment {
         ledger: &ledger,
         symbols: &symbols,
         wait_reasons: &wait_reasons,
-        places: Some((&places.stacks, &places.waits)),
+        places: Some(&places),
         started_ns: 0,
         watched_since_ns: 0,
         now_ns: 0,
@@ -89,6 +86,7 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
         places: &places,
         standings: &standings,
         watched_since_ns: 0,
+        blocked: &[],
         events: Events {
             level: "none",
             ..Events::default()

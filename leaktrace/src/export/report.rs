@@ -6,12 +6,15 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 
 use super::label;
+use super::times::{self, Blocked, Lengths, LongWait, OldTimer};
 use crate::address::RuntimeAddr;
+use crate::census::semaphores::Semaphore;
 use crate::census::stacks::StackGroup;
-use crate::census::waits::SiteWait;
-use crate::census::{Status, TimerKind};
+use crate::census::waits::{Channel, SiteWait};
+use crate::census::{Places, Status, TimerKind};
 use crate::event::StackId;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
+use crate::probe::BlockedTime;
 use crate::resolve::Program;
 use crate::resolve::pclntab::Frame;
 use crate::verdict::{Level, Shape, Standings, Wait, remedy};
@@ -91,6 +94,9 @@ pub struct Goroutines {
     pub drift: u64,
     /// Why they disagreed: "" when they did not, "events lost", or "unexplained", which is a defect of leaktrace.
     pub drift_cause: &'static str,
+    /// Those that have been blocked for longest, as far as that is known; at most [`times::MOST_LISTED`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub longest_blocked: Vec<LongWait>,
 }
 
 /// Totals over all pending timers.
@@ -103,6 +109,20 @@ pub struct Timers {
     /// Whether the counts are missing: this binary does not tell where its heaps are.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unknown: bool,
+    /// Those that have been armed for longest; at most [`times::MOST_LISTED`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub oldest: Vec<OldTimer>,
+    /// How many were forgotten because the program had too many: if it resets one, its line is not known.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub forgotten: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One call site.
@@ -132,7 +152,13 @@ pub struct SiteReport {
     pub created_total: u64,
     /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
     pub ended_total: u64,
-    /// Timers stopped while tracing.
+    /// The timer that started its goroutines is of this kind, and the line is the one that armed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_by_timer: Option<&'static str>,
+    /// Timers armed again while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rearmed_total: Option<u64>,
+    /// Pending timers stopped while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_total: Option<u64>,
     /// Timers fired while tracing.
@@ -148,6 +174,16 @@ pub struct SiteReport {
     /// Their period: only for tickers that all have the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_seconds: Option<f64>,
+    /// How long before they are due its timers are armed, the shortest and the longest; of those armed while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub armed_for_seconds: Option<(f64, f64)>,
+    /// How long those lived whose birth and end were both heard: goroutines until they ended, timers until they fired,
+    /// were stopped or armed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetimes: Option<Lengths>,
+    /// How long its goroutines were blocked, by wait reason (level full).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked_time: Vec<Blocked>,
     /// Whether the line is where it was made; false for a timer armed before tracing, known by what it will call.
     pub attributed: bool,
     /// ok, suspect or leak.
@@ -172,6 +208,11 @@ pub struct SiteReport {
     pub waits_on: Vec<WaitsOn>,
     /// On how many channels its goroutines wait in all.
     pub channels: u64,
+    /// The semaphores (of mutexes, wait groups) that its goroutines wait for, most waited for first; at most
+    /// [`MOST_CHANNELS`].
+    pub waits_for: Vec<WaitsFor>,
+    /// For how many semaphores its goroutines wait in all.
+    pub semaphores: u64,
 }
 
 /// Goroutines of one site that are at one place.
@@ -206,6 +247,17 @@ pub struct WaitsOn {
     pub senders: u64,
     /// Goroutines of all sites that wait for it among others.
     pub selecting: u64,
+}
+
+/// A semaphore that goroutines of one site wait for.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitsFor {
+    /// Its address, in hexadecimal: that of the field `sema` of a `sync.Mutex`, for one.
+    pub semaphore: String,
+    /// How many goroutines of this site.
+    pub count: u64,
+    /// Goroutines of all sites that wait for it.
+    pub waiters: u64,
 }
 
 /// Frames of all stacks of a report. A binary whose tables lie can make thousands of one address.
@@ -248,17 +300,8 @@ impl Symbols for Sparing<'_> {
     }
 }
 
-/// Channels listed for each site.
+/// Channels, and semaphores, listed for each site.
 pub const MOST_CHANNELS: usize = 5;
-
-/// What a census saw of places: empty when it only counted.
-#[derive(Clone, Debug, Default)]
-pub struct Places {
-    /// Where goroutines are.
-    pub stacks: Vec<StackGroup>,
-    /// What they wait on.
-    pub waits: Vec<SiteWait>,
-}
 
 /// How it was watched, and what was lost.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -291,6 +334,8 @@ pub struct Facts<'f> {
     pub standings: &'f Standings,
     /// When the first census ended: CLOCK_MONOTONIC, nanoseconds.
     pub watched_since_ns: u64,
+    /// How long its goroutines were blocked: empty below level full.
+    pub blocked: &'f [BlockedTime],
     /// How it was watched.
     pub events: Events,
     /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
@@ -320,17 +365,31 @@ impl Report {
         }
 
         for group in &facts.places.stacks {
-            if let Some(id) = ledger.sites.known_goroutine(group.gopc, group.startpc) {
+            // Goroutines that timers started share all but their number with those of other lines.
+            let known = || ledger.sites.known_goroutine(group.gopc, group.startpc);
+            if let Some(id) = ledger.site_of(group.goids.0).or_else(known) {
                 tallies.entry(id).or_default().stacks.push(group);
             }
         }
-        for wait in &facts.places.waits {
+        for wait in facts.blocked {
             if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
-                tallies.entry(id).or_default().waits.push(wait);
+                tallies.entry(id).or_default().blocked.push(wait);
+            }
+        }
+        for wait in &facts.places.channels {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().channels.push(wait);
+            }
+        }
+        for wait in &facts.places.semaphores {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().semaphores.push(wait);
             }
         }
 
+        let build = &facts.program.build;
         let mut goroutines = Goroutines {
+            longest_blocked: times::longest_waits(ledger, facts.wait_reasons, build, facts.now_ns),
             drift: ledger.drift.total(),
             drift_cause: match (ledger.drift.total(), facts.events.lost) {
                 (0, _) => "",
@@ -341,6 +400,8 @@ impl Report {
         };
         let mut timers = Timers {
             unknown: ledger.timers_unknown,
+            oldest: times::oldest_timers(ledger, build, facts.now_ns),
+            forgotten: ledger.forgotten_timers(),
             ..Timers::default()
         };
         let mut sites = Vec::new();
@@ -365,7 +426,7 @@ impl Report {
                     }
                 }
             }
-            if site.live > 0 || site.created > 0 || site.ended > 0 {
+            if site.live > 0 || site.created > 0 || site.ended > 0 || !tally.blocked.is_empty() {
                 sites.push(site_report(id, site, tally, symbols, &facts));
             }
         }
@@ -400,7 +461,9 @@ impl Report {
 #[derive(Default)]
 struct Tally<'p> {
     stacks: Vec<&'p StackGroup>,
-    waits: Vec<&'p SiteWait>,
+    channels: Vec<&'p SiteWait<Channel>>,
+    semaphores: Vec<&'p SiteWait<Semaphore>>,
+    blocked: Vec<&'p BlockedTime>,
     states: BTreeMap<State, u64>,
     stack_bytes: u64,
     oldest: Option<(u64, bool)>,
@@ -470,6 +533,8 @@ fn site_report(
         } else {
             site.stopped + site.fired
         },
+        started_by_timer: site.started_by.map(TimerKind::name),
+        rearmed_total: is_timer.then_some(site.rearmed),
         stopped_total: is_timer.then_some(site.stopped),
         fired_total: is_timer.then_some(site.fired),
         growth_per_minute: (growth_per_minute * 10.0).round() / 10.0,
@@ -480,6 +545,10 @@ fn site_report(
             .flatten()
             .filter(|period| *period > 0)
             .map(|period| seconds(period.unsigned_abs())),
+        armed_for_seconds: (site.armed_for_ns)
+            .map(|(shortest, longest)| (seconds(shortest), seconds(longest))),
+        lifetimes: Lengths::of(&site.lifetimes),
+        blocked_time: times::blocked(&tally.blocked, facts.wait_reasons),
         attributed: site.attributed,
         verdict: level.max(Level::Ok),
         rule: found.map_or("", |found| found.rule),
@@ -490,12 +559,23 @@ fn site_report(
         remedy: found.and_then(|_| how_to_mend(site, &tally, &blocked_stacks, symbols)),
         creation_stack: creation_stack.unwrap_or_default(),
         blocked_stacks,
-        channels: tally.waits.len() as u64,
+        channels: tally.channels.len() as u64,
         waits_on: tally
-            .waits
+            .channels
             .iter()
             .take(MOST_CHANNELS)
             .map(|wait| waits_on(wait))
+            .collect(),
+        semaphores: tally.semaphores.len() as u64,
+        waits_for: tally
+            .semaphores
+            .iter()
+            .take(MOST_CHANNELS)
+            .map(|wait| WaitsFor {
+                semaphore: wait.on.address.to_string(),
+                count: wait.count,
+                waiters: wait.on.waiters,
+            })
             .collect(),
     }
 }
@@ -517,7 +597,7 @@ fn how_to_mend(
         .map(|frame| frame.function)
         .chain([site.at.function.clone()])
         .collect();
-    let mut capacities = tally.waits.iter().map(|wait| wait.channel.capacity);
+    let mut capacities = tally.channels.iter().map(|wait| wait.on.capacity);
     let first = capacities.next();
     remedy(&Shape {
         wait: most.map(|stack| Wait::of_reason(&stack.state).seen_on(&blocked_in)),
@@ -527,7 +607,7 @@ fn how_to_mend(
         },
         blocked_in: &blocked_in,
         made_by: &made_by,
-        channels: tally.waits.len() as u64,
+        channels: tally.channels.len() as u64,
         capacity: first.filter(|first| capacities.all(|other| other == *first)),
     })
 }
@@ -585,8 +665,8 @@ fn frames_of(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite> {
         .collect()
 }
 
-fn waits_on(wait: &SiteWait) -> WaitsOn {
-    let channel = &wait.channel;
+fn waits_on(wait: &SiteWait<Channel>) -> WaitsOn {
+    let channel = &wait.on;
     WaitsOn {
         channel: channel.address.to_string(),
         count: wait.count,
@@ -613,7 +693,7 @@ fn creation_stack(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite>
         .collect()
 }
 
-fn state_name(state: State, wait_reasons: &[String]) -> String {
+pub(super) fn state_name(state: State, wait_reasons: &[String]) -> String {
     match state {
         State::New => "new".to_owned(),
         State::Runnable => "runnable".to_owned(),
@@ -632,7 +712,7 @@ fn state_name(state: State, wait_reasons: &[String]) -> String {
     clippy::cast_precision_loss,
     reason = "an age in nanoseconds loses less than a microsecond in a year"
 )]
-fn seconds(ns: u64) -> f64 {
+pub(super) fn seconds(ns: u64) -> f64 {
     (ns as f64 / 1e9 * 1000.0).round() / 1000.0
 }
 

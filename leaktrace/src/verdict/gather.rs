@@ -6,9 +6,8 @@ use super::evidence::{Around, Evidence, Place, Subject, Tally};
 use super::span::{self, SPANS};
 use super::wait::Wait;
 use super::{Config, Usual};
-use crate::census::TimerKind;
 use crate::census::stacks::StackGroup;
-use crate::census::waits::SiteWait;
+use crate::census::{Places, TimerKind};
 use crate::ledger::{Ledger, LiveGoroutine, LiveTimer, Site, SiteId, SiteKind, State, Symbols};
 
 /// What the books say just after a census.
@@ -20,7 +19,7 @@ pub struct Moment<'m> {
     /// Names of the wait reasons, by number.
     pub wait_reasons: &'m [String],
     /// Where goroutines are and what they wait on, when this census looked.
-    pub places: Option<(&'m [StackGroup], &'m [SiteWait])>,
+    pub places: Option<&'m Places>,
     /// When the program started: CLOCK_MONOTONIC, nanoseconds.
     pub started_ns: u64,
     /// When the first census ended.
@@ -156,25 +155,27 @@ impl Moment<'_> {
 
     /// Where the goroutines of each site are, if this census looked.
     pub(super) fn look(&self) -> Option<HashMap<SiteId, Place>> {
-        let (stacks, waits) = self.places?;
+        let looked = self.places?;
         let sites = &self.ledger.sites;
         let mut places: HashMap<SiteId, Place> = HashMap::new();
         // The largest group of a site comes first.
-        for group in stacks.iter().filter(|group| !group.stack.is_empty()) {
-            if let Some(id) = sites.known_goroutine(group.gopc, group.startpc) {
+        for group in (looked.stacks.iter()).filter(|group| !group.stack.is_empty()) {
+            // Goroutines that timers started share all but their number with those of other lines.
+            let known = || sites.known_goroutine(group.gopc, group.startpc);
+            if let Some(id) = self.ledger.site_of(group.goids.0).or_else(known) {
                 let place = places.entry(id).or_default();
                 if place.functions.is_empty() {
                     place.functions = self.functions(group);
                 }
             }
         }
-        for wait in waits {
+        for wait in &looked.channels {
             if let Some(id) = sites.known_goroutine(wait.gopc, wait.startpc) {
                 let place = places.entry(id).or_default();
                 place.channels += 1;
                 place.waiting += wait.count;
                 place.most_on_one = place.most_on_one.max(wait.count);
-                if wait.channel.receivers + wait.channel.selecting > 0 {
+                if wait.on.receivers + wait.on.selecting > 0 {
                     place.with_receivers += 1;
                 }
             }
@@ -221,6 +222,9 @@ fn subject(site: &Site) -> Option<Subject> {
 }
 
 /// How long things of this site usually live, as far as their ends were heard of.
-fn usual(_site: &Site) -> Option<Usual> {
-    None
+fn usual(site: &Site) -> Option<Usual> {
+    Some(Usual {
+        ended: site.lifetimes.count(),
+        lifetime_ns: site.lifetimes.below_ns(990)?,
+    })
 }
