@@ -27,6 +27,7 @@ use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, P
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::{Pid, Process};
+use crate::verdict::{Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -39,6 +40,9 @@ pub struct Session {
     symbols: Symbolizer,
     ledger: Ledger,
     places: Places,
+    standings: Standings,
+    /// When the process started: CLOCK_MONOTONIC, nanoseconds.
+    started_ns: u64,
     watch: Option<Watch>,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
@@ -106,6 +110,7 @@ impl Session {
         let memory = LiveMemory::new(pid);
         let believed = believe(&memory, &layout, tries).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
+        let started_ns = monotonic_ns().saturating_sub(age_ns(process.started_unix));
         Ok(Self {
             process,
             program,
@@ -115,6 +120,8 @@ impl Session {
             symbols,
             ledger: Ledger::default(),
             places: Places::default(),
+            standings: Standings::default(),
+            started_ns,
             watch: None,
             watched_since_ns: None,
             counted_ns: 0,
@@ -250,15 +257,16 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let places = match depth {
-            Depth::Counts => None,
-            Depth::Places => Some(Places::of(
+        let places = if depth == Depth::Places || self.standings.wants_places() {
+            Some(Places::of(
                 &census.goroutines,
                 &self.memory,
                 &self.layout,
                 &self.wait_reasons,
                 &self.symbols,
-            )?),
+            )?)
+        } else {
+            None
         };
         self.still_there()?;
         Ok(Look { census, places })
@@ -266,6 +274,7 @@ impl Session {
 
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
     pub fn book(&mut self, look: Look) -> Drift {
+        let looked = look.places.is_some();
         if let Some(places) = look.places {
             self.places = places;
         }
@@ -273,6 +282,15 @@ impl Session {
         self.watched_since_ns.get_or_insert(look.census.started_ns);
         self.counted_ns = look.census.finished_ns;
         self.ledger.sample(look.census.finished_ns);
+        self.standings.judge(&Moment {
+            ledger: &self.ledger,
+            symbols: &self.symbols,
+            wait_reasons: &self.wait_reasons,
+            places: looked.then_some(&self.places),
+            started_ns: self.started_ns,
+            watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
+            now_ns: look.census.finished_ns,
+        });
         drift
     }
 
@@ -357,6 +375,8 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                standings: &self.standings,
+                watched_since_ns: self.watched_since_ns.unwrap_or(self.counted_ns),
                 blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
@@ -399,6 +419,14 @@ impl Session {
 
 /// How often the memory of a process is looked at before its contradictions count.
 pub const PATIENCE: u32 = 10;
+
+/// How long ago that was, by the wall clock; 0 for a time to come.
+fn age_ns(unix: f64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let age = now.map_or(0.0, |now| now.as_secs_f64()) - unix;
+    let age = Duration::try_from_secs_f64(age).unwrap_or_default();
+    u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
 fn believe(memory: &LiveMemory, layout: &Layout, most: u32) -> anyhow::Result<SelfCheck> {

@@ -174,6 +174,9 @@ fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Res
             site.semaphores - STACKS as u64
         )?;
     }
+    if let Some(remedy) = site.remedy {
+        writeln!(out, "  usually: {remedy}")?;
+    }
     Ok(())
 }
 
