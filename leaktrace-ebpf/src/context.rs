@@ -52,7 +52,7 @@ impl Hit {
     /// traced, or by another probe set.
     #[inline(always)]
     pub fn new(context: ProbeContext, kind: Kind) -> Option<Self> {
-        let pid = own_pid();
+        let (pid, _) = own_pids();
         // SAFETY: the map's values are integers, and a torn read of one is of an old or a new enrolment.
         let Some(&Enrolment { set, slot, .. }) = (unsafe { PROCESSES.get(&pid) }) else {
             count(&STRANGERS, 0);
@@ -235,11 +235,12 @@ pub fn submit<T>(mut entry: RingBufEntry<T>, record: T) {
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }
 
-/// The thread group id of the running process as leaktrace sees it; 0 for one outside of its pid namespace.
+/// The process and the thread that run, as leaktrace numbers them; 0 for those outside of its pid namespace.
 #[inline(always)]
-fn own_pid() -> u32 {
+pub fn own_pids() -> (u32, u32) {
     if PID_NAMESPACE_INODE.load() == 0 {
-        return (bpf_get_current_pid_tgid() >> 32) as u32;
+        let both = bpf_get_current_pid_tgid();
+        return ((both >> 32) as u32, both as u32);
     }
     let mut found = bpf_pidns_info { pid: 0, tgid: 0 };
     // SAFETY: the structure lies on this program's stack; the helper clears it when it fails.
@@ -251,7 +252,7 @@ fn own_pid() -> u32 {
             size_of::<bpf_pidns_info>() as u32,
         );
     }
-    found.tgid
+    (found.tgid, found.pid)
 }
 
 /// Takes one hit from what the process may have on this CPU.

@@ -15,18 +15,22 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
+use leaktrace_common::limits::WAITS;
 
 use crate::budget::Terms;
-use crate::census::{self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck};
+use crate::census::{
+    self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
+};
 use crate::clock::monotonic_ns;
-use crate::event::{Change, Event, Slot};
+use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
 use crate::export::report::{Events, Facts, LevelChange, LevelChanges, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
-use crate::probe::{self, AttachRequest, AttachedSet, Level, Plan, Probes, Scope};
+use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::{Pid, Process};
+use crate::verdict::{Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -39,6 +43,9 @@ pub struct Session {
     symbols: Symbolizer,
     ledger: Ledger,
     places: Places,
+    standings: Standings,
+    /// When the process started: CLOCK_MONOTONIC, nanoseconds.
+    started_ns: u64,
     watch: Option<Watch>,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
@@ -53,6 +60,7 @@ struct Watch {
     lost: [u64; Loss::COUNT as usize],
     undecodable: u64,
     cost: governed::Cost,
+    blocked: Vec<BlockedTime>,
 }
 
 /// What one look into the target's memory found: to be booked once every event from before it has been.
@@ -78,17 +86,19 @@ impl Session {
     /// When there is no such process, it is out of bounds, it is nothing that leaktrace can read, or its memory
     /// contradicts its executable.
     pub fn open(pid: Pid) -> anyhow::Result<Self> {
-        Self::of(Process::open(pid)?, |executable| {
+        Self::of(Process::open(pid)?, PATIENCE, |executable| {
             resolve::resolve_running(executable).map(Rc::new)
         })
     }
 
-    /// The same for a process that was found already, with the caller's way to get at what its executable holds.
+    /// The same for a process that was found already, with the caller's way to get at what its executable holds, and
+    /// the number of times that its memory is looked at, with pauses, until it is believed.
     ///
     /// # Errors
     /// As [`Session::open`].
     pub fn of(
         process: Process,
+        tries: u32,
         resolve: impl FnOnce(&File) -> Result<Rc<Program>, Refusal>,
     ) -> anyhow::Result<Self> {
         let pid = process.id.pid;
@@ -101,8 +111,9 @@ impl Session {
         let bias = process.load_bias(program.program_headers);
         let layout = Layout::new(&program, bias);
         let memory = LiveMemory::new(pid);
-        let believed = believe(&memory, &layout).with_context(refused)?;
+        let believed = believe(&memory, &layout, tries).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
+        let started_ns = monotonic_ns().saturating_sub(age_ns(process.started_unix));
         Ok(Self {
             process,
             program,
@@ -112,10 +123,20 @@ impl Session {
             symbols,
             ledger: Ledger::default(),
             places: Places::default(),
+            standings: Standings::default(),
+            started_ns,
             watch: None,
             watched_since_ns: None,
             counted_ns: 0,
         })
+    }
+
+    /// The name that stays the same across restarts.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let exe = self.process.exe.to_string_lossy();
+        let path = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+        path.rsplit('/').next().unwrap_or(path).to_owned()
     }
 
     /// The executable.
@@ -160,6 +181,7 @@ impl Session {
             lost: Default::default(),
             undecodable: 0,
             cost: governed::Cost::new(terms, level, &plan.points, &self.process, now_ns),
+            blocked: Vec::new(),
         });
         self.govern(probes, now_ns);
         Ok(())
@@ -227,15 +249,16 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let places = match depth {
-            Depth::Counts => None,
-            Depth::Places => Some(Places::of(
+        let places = if depth == Depth::Places || self.standings.wants_places() {
+            Some(Places::of(
                 &census.goroutines,
                 &self.memory,
                 &self.layout,
                 &self.wait_reasons,
                 &self.symbols,
-            )?),
+            )?)
+        } else {
+            None
         };
         self.still_there()?;
         Ok(Look { census, places })
@@ -243,6 +266,7 @@ impl Session {
 
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
     pub fn book(&mut self, look: Look) -> Drift {
+        let looked = look.places.is_some();
         if let Some(places) = look.places {
             self.places = places;
         }
@@ -250,6 +274,15 @@ impl Session {
         self.watched_since_ns.get_or_insert(look.census.started_ns);
         self.counted_ns = look.census.finished_ns;
         self.ledger.sample(look.census.finished_ns);
+        self.standings.judge(&Moment {
+            ledger: &self.ledger,
+            symbols: &self.symbols,
+            wait_reasons: &self.wait_reasons,
+            places: looked.then_some(&self.places),
+            started_ns: self.started_ns,
+            watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
+            now_ns: look.census.finished_ns,
+        });
         drift
     }
 
@@ -269,6 +302,39 @@ impl Session {
             watch.lost = probes.lost(&watch.attached);
             watch.undecodable = undecodable;
             watch.cost.counted = watch.cost.moment(&self.process, self.counted_ns);
+            if watch.cost.was_full() {
+                watch.blocked = probes.blocked_times(&watch.attached);
+            }
+        }
+    }
+
+    /// On level `full` the kernel knows since when each goroutine is blocked: those that a look saw waiting are asked for.
+    #[must_use]
+    pub fn waits(&self, look: &Look, probes: &Probes) -> Vec<(Goid, Ktime)> {
+        let Some((watch, full_since_ns)) = (self.watch.as_ref())
+            .and_then(|watch| watch.cost.full_since_ns().map(|since_ns| (watch, since_ns)))
+        else {
+            return Vec::new();
+        };
+        let census = &look.census;
+        (census.goroutines.iter())
+            .filter(|goroutine| goroutine.status == Status::Waiting)
+            // The kernel knows of so many at most.
+            .take(WAITS as usize)
+            .filter_map(|goroutine| {
+                let since = probes.blocked_since(&watch.attached, goroutine.g, goroutine.goid)?;
+                // What blocked later was in another wait when it was seen; what blocked before wake-ups were heard
+                // may have woken in between.
+                (since.0 <= census.finished_ns && since.0 >= full_since_ns)
+                    .then_some((goroutine.goid, since))
+            })
+            .collect()
+    }
+
+    /// Books since when goroutines wait.
+    pub fn note_waits(&mut self, waits: Vec<(Goid, Ktime)>) {
+        for (goid, since) in waits {
+            self.ledger.waits_since(goid, since.0);
         }
     }
 
@@ -292,6 +358,7 @@ impl Session {
     /// What was known when the last census ended.
     #[must_use]
     pub fn report(&self) -> Report {
+        let blocked = (self.watch.as_ref()).map_or(&[][..], |watch| &watch.blocked);
         Report::new(
             &self.ledger,
             &self.symbols,
@@ -307,6 +374,9 @@ impl Session {
                 places: &self.places,
                 hidden: (self.watch.as_ref())
                     .map(|watch| (&watch.cost.estimates, watch.cost.counted)),
+                standings: &self.standings,
+                watched_since_ns: self.watched_since_ns.unwrap_or(self.counted_ns),
+                blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
             },
@@ -369,9 +439,19 @@ impl Session {
     }
 }
 
+/// How often the memory of a process is looked at before its contradictions count.
+pub const PATIENCE: u32 = 10;
+
+/// How long ago that was, by the wall clock; 0 for a time to come.
+fn age_ns(unix: f64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let age = now.map_or(0.0, |now| now.as_secs_f64()) - unix;
+    let age = Duration::try_from_secs_f64(age).unwrap_or_default();
+    u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
-fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
-    const TRIES: u32 = 10;
+fn believe(memory: &LiveMemory, layout: &Layout, most: u32) -> anyhow::Result<SelfCheck> {
     const PAUSE: Duration = Duration::from_millis(30);
     let mut tries = 1;
     loop {
@@ -380,10 +460,10 @@ fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
             Err(Distrust::Memory(error @ (MemoryError::Exited(_) | MemoryError::Denied(_)))) => {
                 return Err(error.into());
             }
-            Err(reason @ Distrust::NotStarted) if tries == TRIES => {
+            Err(reason @ Distrust::NotStarted) if tries >= most => {
                 return Err(reason).context("try again when it runs");
             }
-            Err(reason) if tries == TRIES => {
+            Err(reason) if tries >= most => {
                 return Err(reason).context(
                     "its memory is not what its Go release has, so nothing in it is believed",
                 );
@@ -455,6 +535,7 @@ fn loss_name(cause: Loss) -> &'static str {
         Loss::StacksFull => "stacks full",
         Loss::ReadFault => "read fault",
         Loss::UnknownSlot => "unknown slot",
+        Loss::WaitsFull => "waits full",
         Loss::OverBudget => "over budget",
     }
 }

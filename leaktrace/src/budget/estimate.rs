@@ -8,8 +8,8 @@
 
 use super::as_f64;
 
-/// What is counted at each site: made, ended, stopped, fired.
-pub const COUNTERS: usize = 4;
+/// What is counted at each site: made, ended, stopped, fired, armed again.
+pub const COUNTERS: usize = 5;
 
 /// So much of what was heard last tells the rates, or up to twice as much.
 const LATELY_NS: u64 = 1_000_000_000;
@@ -187,7 +187,7 @@ mod tests {
     }
 
     fn one(created: u64) -> impl Iterator<Item = Totals> {
-        std::iter::once([created, 0, 0, 0])
+        std::iter::once([created, 0, 0, 0, 0])
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
         assert_eq!(estimates.hidden(0, at(11 * SECOND))[0], 9000);
         estimates.close(at(11 * SECOND), true, one(2000));
         assert_eq!(estimates.hidden(0, at(20 * SECOND))[0], 18_000);
-        assert_eq!(estimates.hidden(7, at(20 * SECOND)), [0; 4]);
+        assert_eq!(estimates.hidden(7, at(20 * SECOND)), [0; COUNTERS]);
         assert_eq!(estimates.unknown_ns(at(20 * SECOND)), 0);
     }
 
@@ -225,7 +225,7 @@ mod tests {
         let mut estimates = Estimates::new(at(0));
         estimates.open(at(0), std::iter::empty());
         estimates.close(at(SECOND), false, one(1000));
-        assert_eq!(estimates.hidden(0, at(100 * SECOND)), [0; 4]);
+        assert_eq!(estimates.hidden(0, at(100 * SECOND)), [0; COUNTERS]);
         assert_eq!(estimates.unknown_ns(at(100 * SECOND)), 99 * SECOND);
         estimates.open(at(100 * SECOND), one(1000));
         assert_eq!(estimates.unknown_ns(at(200 * SECOND)), 99 * SECOND);

@@ -1,5 +1,6 @@
 //! Tell people and machines. Each renderer takes a [`Report`] and does no I/O; only [`server`] does.
 
+pub mod api;
 pub mod folded;
 pub mod label;
 pub mod metrics;
@@ -7,5 +8,6 @@ pub mod pprof;
 pub mod report;
 pub mod server;
 pub mod text;
+pub mod times;
 
 pub use report::Report;

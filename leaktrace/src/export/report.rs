@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 
 use super::label;
+use super::times::{self, Blocked, Lengths, LongWait, OldTimer};
 use crate::address::RuntimeAddr;
 use crate::budget::{Calibration, Estimates, Moment, Totals};
 use crate::census::semaphores::Semaphore;
@@ -14,9 +15,10 @@ use crate::census::waits::{Channel, SiteWait};
 use crate::census::{Places, Status, TimerKind};
 use crate::event::StackId;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
+use crate::probe::BlockedTime;
 use crate::resolve::Program;
 use crate::resolve::pclntab::Frame;
-use crate::verdict::{self, Evidence, Level};
+use crate::verdict::{Level, Shape, Standings, Wait, remedy};
 
 /// Version of the JSON shape. Fields are only ever added within one version.
 pub const SCHEMA: &str = "leaktrace/v1";
@@ -93,6 +95,9 @@ pub struct Goroutines {
     pub drift: u64,
     /// Why they disagreed: "" when they did not, "events lost", or "unexplained", which is a defect of leaktrace.
     pub drift_cause: &'static str,
+    /// Those that have been blocked for longest, as far as that is known; at most [`times::MOST_LISTED`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub longest_blocked: Vec<LongWait>,
 }
 
 /// Totals over all pending timers.
@@ -105,6 +110,20 @@ pub struct Timers {
     /// Whether the counts are missing: this binary does not tell where its heaps are.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unknown: bool,
+    /// Those that have been armed for longest; at most [`times::MOST_LISTED`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub oldest: Vec<OldTimer>,
+    /// How many were forgotten because the program had too many: if it resets one, its line is not known.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub forgotten: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One call site.
@@ -137,7 +156,13 @@ pub struct SiteReport {
     /// Whether the totals are in part estimates: only samples were heard for a while, to keep the budget.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub estimated: bool,
-    /// Timers stopped while tracing.
+    /// The timer that started its goroutines is of this kind, and the line is the one that armed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_by_timer: Option<&'static str>,
+    /// Timers armed again while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rearmed_total: Option<u64>,
+    /// Pending timers stopped while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_total: Option<u64>,
     /// Timers fired while tracing.
@@ -153,6 +178,16 @@ pub struct SiteReport {
     /// Their period: only for tickers that all have the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_seconds: Option<f64>,
+    /// How long before they are due its timers are armed, the shortest and the longest; of those armed while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub armed_for_seconds: Option<(f64, f64)>,
+    /// How long those lived whose birth and end were both heard: goroutines until they ended, timers until they fired,
+    /// were stopped or armed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetimes: Option<Lengths>,
+    /// How long its goroutines were blocked, by wait reason (level full).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked_time: Vec<Blocked>,
     /// Whether the line is where it was made; false for a timer armed before tracing, known by what it will call.
     pub attributed: bool,
     /// ok, suspect or leak.
@@ -161,6 +196,14 @@ pub struct SiteReport {
     pub rule: &'static str,
     /// The evidence as a sentence; "" when ok.
     pub evidence: String,
+    /// Whether enough was seen to judge.
+    pub judged: bool,
+    /// How long after the first count it was judged so, in seconds; only of suspects and leaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict_after_seconds: Option<f64>,
+    /// How leaks of this shape are usually mended, where what is seen proves the shape; only of suspects and leaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<&'static str>,
     /// A stack that made one of them, innermost first.
     pub creation_stack: Vec<CallSite>,
     /// Where its goroutines are, most first.
@@ -331,6 +374,12 @@ pub struct Facts<'f> {
     pub wait_reasons: &'f [String],
     /// Where its goroutines are.
     pub places: &'f Places,
+    /// What was judged of each call site.
+    pub standings: &'f Standings,
+    /// When the first census ended: CLOCK_MONOTONIC, nanoseconds.
+    pub watched_since_ns: u64,
+    /// How long its goroutines were blocked: empty below level full.
+    pub blocked: &'f [BlockedTime],
     /// How it was watched.
     pub events: Events,
     /// What was not heard between samples, as of that moment; `None` without probes.
@@ -362,8 +411,15 @@ impl Report {
         }
 
         for group in &facts.places.stacks {
-            if let Some(id) = ledger.sites.known_goroutine(group.gopc, group.startpc) {
+            // Goroutines that timers started share all but their number with those of other lines.
+            let known = || ledger.sites.known_goroutine(group.gopc, group.startpc);
+            if let Some(id) = ledger.site_of(group.goids.0).or_else(known) {
                 tallies.entry(id).or_default().stacks.push(group);
+            }
+        }
+        for wait in facts.blocked {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().blocked.push(wait);
             }
         }
         for wait in &facts.places.channels {
@@ -377,7 +433,9 @@ impl Report {
             }
         }
 
+        let build = &facts.program.build;
         let mut goroutines = Goroutines {
+            longest_blocked: times::longest_waits(ledger, facts.wait_reasons, build, facts.now_ns),
             drift: ledger.drift.total(),
             drift_cause: match (ledger.drift.total(), facts.events.lost) {
                 (0, _) => "",
@@ -388,6 +446,8 @@ impl Report {
         };
         let mut timers = Timers {
             unknown: ledger.timers_unknown,
+            oldest: times::oldest_timers(ledger, build, facts.now_ns),
+            forgotten: ledger.forgotten_timers(),
             ..Timers::default()
         };
         let mut sites = Vec::new();
@@ -412,10 +472,10 @@ impl Report {
                     }
                 }
             }
-            if site.live > 0 || site.created > 0 || site.ended > 0 {
+            if site.live > 0 || site.created > 0 || site.ended > 0 || !tally.blocked.is_empty() {
                 let hidden = (facts.hidden)
                     .map_or_else(Totals::default, |(hidden, now)| hidden.hidden(index, now));
-                sites.push(site_report(site, hidden, tally, symbols, &facts));
+                sites.push(site_report(id, site, hidden, tally, symbols, &facts));
             }
         }
         sites.sort_by(|a, b| {
@@ -451,6 +511,7 @@ struct Tally<'p> {
     stacks: Vec<&'p StackGroup>,
     channels: Vec<&'p SiteWait<Channel>>,
     semaphores: Vec<&'p SiteWait<Semaphore>>,
+    blocked: Vec<&'p BlockedTime>,
     states: BTreeMap<State, u64>,
     stack_bytes: u64,
     oldest: Option<(u64, bool)>,
@@ -473,34 +534,31 @@ impl Tally<'_> {
 }
 
 fn site_report(
+    id: SiteId,
     site: &Site,
     hidden: Totals,
-    tally: Tally,
+    mut tally: Tally,
     symbols: &dyn Symbols,
     facts: &Facts<'_>,
 ) -> SiteReport {
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
-    for (state, count) in tally.states {
+    for (state, count) in std::mem::take(&mut tally.states) {
         *states
             .entry(state_name(state, facts.wait_reasons))
             .or_default() += count;
     }
-    let by_state: Vec<(String, u64)> = states
-        .iter()
-        .map(|(state, count)| (state.clone(), *count))
-        .collect();
-    let (kind, things, timer_kind) = match site.kind {
-        SiteKind::Timer(kind) => ("timer", "timers", Some(kind.name())),
-        SiteKind::Goroutine | SiteKind::SystemGoroutine => ("goroutine", "goroutines", None),
+    let (kind, timer_kind) = match site.kind {
+        SiteKind::Timer(kind) => ("timer", Some(kind.name())),
+        SiteKind::Goroutine | SiteKind::SystemGoroutine => ("goroutine", None),
     };
     let growth_per_minute = site.history.growth_per_minute();
-    let verdict = verdict::judge(&Evidence {
-        things,
-        count: site.live,
-        states: &by_state,
-        samples: site.history.samples(),
-        growth_per_minute,
-    });
+    let standing = facts.standings.of(id);
+    let level = standing.map_or(Level::NotYet, |standing| standing.level);
+    let found = standing.filter(|_| level > Level::Ok);
+    let blocked_stacks = blocked_stacks(&tally.stacks, symbols, facts.wait_reasons);
+    let creation_stack = site
+        .creation_stack
+        .map(|stack| creation_stack(&symbols.stack(stack), symbols));
     let (since_ns, exact) = tally.oldest.unwrap_or((facts.now_ns, true));
     let is_timer = timer_kind.is_some();
     let [created, ended, stopped, fired] = [
@@ -531,6 +589,8 @@ fn site_report(
             stopped.saturating_add(fired)
         },
         estimated: hidden != Totals::default(),
+        started_by_timer: site.started_by.map(TimerKind::name),
+        rearmed_total: is_timer.then_some(site.rearmed.saturating_add(hidden[4])),
         stopped_total: is_timer.then_some(stopped),
         fired_total: is_timer.then_some(fired),
         growth_per_minute: (growth_per_minute * 10.0).round() / 10.0,
@@ -541,15 +601,20 @@ fn site_report(
             .flatten()
             .filter(|period| *period > 0)
             .map(|period| seconds(period.unsigned_abs())),
+        armed_for_seconds: (site.armed_for_ns)
+            .map(|(shortest, longest)| (seconds(shortest), seconds(longest))),
+        lifetimes: Lengths::of(&site.lifetimes),
+        blocked_time: times::blocked(&tally.blocked, facts.wait_reasons),
         attributed: site.attributed,
-        verdict: verdict.level,
-        rule: verdict.rule,
-        evidence: verdict.sentence,
-        creation_stack: site
-            .creation_stack
-            .map(|stack| creation_stack(&symbols.stack(stack), symbols))
-            .unwrap_or_default(),
-        blocked_stacks: blocked_stacks(&tally.stacks, symbols, facts.wait_reasons),
+        verdict: level.max(Level::Ok),
+        rule: found.map_or("", |found| found.rule),
+        evidence: found.map_or_else(String::new, |found| found.sentence.clone()),
+        judged: level > Level::NotYet,
+        verdict_after_seconds: found
+            .map(|found| seconds(found.since_ns.saturating_sub(facts.watched_since_ns))),
+        remedy: found.and_then(|_| how_to_mend(site, &tally, &blocked_stacks, symbols)),
+        creation_stack: creation_stack.unwrap_or_default(),
+        blocked_stacks,
         channels: tally.channels.len() as u64,
         waits_on: tally
             .channels
@@ -569,6 +634,38 @@ fn site_report(
             })
             .collect(),
     }
+}
+
+/// How leaks of the shape that is seen are usually mended.
+fn how_to_mend(
+    site: &Site,
+    tally: &Tally<'_>,
+    blocked: &[BlockedStack],
+    symbols: &dyn Symbols,
+) -> Option<&'static str> {
+    let most = blocked.first();
+    let blocked_in: Vec<String> = (most.into_iter())
+        .flat_map(|stack| stack.frames.iter().map(|frame| frame.function.clone()))
+        .collect();
+    let made_by: Vec<String> = (site.creation_stack.into_iter())
+        .flat_map(|stack| symbols.stack(stack))
+        .flat_map(|pc| symbols.frames_of_return(pc))
+        .map(|frame| frame.function)
+        .chain([site.at.function.clone()])
+        .collect();
+    let mut capacities = tally.channels.iter().map(|wait| wait.on.capacity);
+    let first = capacities.next();
+    remedy(&Shape {
+        wait: most.map(|stack| Wait::of_reason(&stack.state).seen_on(&blocked_in)),
+        timer: match site.kind {
+            SiteKind::Timer(kind) => Some(kind),
+            SiteKind::Goroutine | SiteKind::SystemGoroutine => None,
+        },
+        blocked_in: &blocked_in,
+        made_by: &made_by,
+        channels: tally.channels.len() as u64,
+        capacity: first.filter(|first| capacities.all(|other| other == *first)),
+    })
 }
 
 /// One entry for each distinct stack and state, most first: groups of one stack may differ in what they left on it.
@@ -652,7 +749,7 @@ fn creation_stack(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite>
         .collect()
 }
 
-fn state_name(state: State, wait_reasons: &[String]) -> String {
+pub(super) fn state_name(state: State, wait_reasons: &[String]) -> String {
     match state {
         State::New => "new".to_owned(),
         State::Runnable => "runnable".to_owned(),
@@ -671,7 +768,7 @@ fn state_name(state: State, wait_reasons: &[String]) -> String {
     clippy::cast_precision_loss,
     reason = "an age in nanoseconds loses less than a microsecond in a year"
 )]
-fn seconds(ns: u64) -> f64 {
+pub(super) fn seconds(ns: u64) -> f64 {
     (ns as f64 / 1e9 * 1000.0).round() / 1000.0
 }
 

@@ -188,6 +188,8 @@ fn goroutine() -> Box<[u64]> {
 
 #[cfg(test)]
 mod tests {
+    use leaktrace_common::event::Loss;
+
     use super::*;
     use crate::{
         address::RuntimeAddr,
@@ -217,7 +219,7 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(born.len() as u64 + ended, 2 * CALLS * READINGS as u64);
-        assert_eq!(probes.lost(&calibrator.attached), [0; 5]);
+        assert_eq!(probes.lost(&calibrator.attached), [0; Loss::COUNT as usize]);
         for (goroutine, stack) in born {
             assert_eq!(
                 (goroutine.goid, goroutine.gopc, goroutine.startpc),

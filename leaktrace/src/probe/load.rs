@@ -7,13 +7,13 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapError},
-    programs::{ProgramError, UProbe},
+    programs::{ProgramError, RawTracePoint, UProbe},
 };
 use aya_log::EbpfLogger;
 use leaktrace_common::{event::Kind, limits};
 
 use super::{ProbeError, Probes};
-use crate::event::Ring;
+use crate::event::{Lives, Ring};
 
 /// The object for this machine, which build.rs chose and checked.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LEAKTRACE_BPF_OBJECT"));
@@ -25,6 +25,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Distinct creation stacks.
     pub stacks: u32,
+    /// Goroutines whose waits can be watched; 0 where no process is traced on level `full`.
+    pub waits: u32,
     /// Whether attach cookies are used; without them each process has probes of its own, and all probes of
     /// one kind must find their object in the same register.
     pub cookies: bool,
@@ -35,6 +37,7 @@ impl Default for LoadOptions {
         Self {
             ring_bytes: limits::RING_BYTES,
             stacks: limits::STACKS,
+            waits: limits::WAITS,
             cookies: has_cookies(),
         }
     }
@@ -55,6 +58,16 @@ impl Probes {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("EVENTS", options.ring_bytes.next_power_of_two())
             .map_max_entries("STACKS", options.stacks)
+            // The kernel takes the memory of both at once, used or not; it has no maps without entries.
+            .map_max_entries("WAITS", options.waits.max(1))
+            .map_max_entries(
+                "WAIT_TOTALS",
+                if options.waits == 0 {
+                    1
+                } else {
+                    limits::WAIT_KINDS
+                },
+            )
             .override_global("HAS_COOKIES", &u32::from(options.cookies), true)
             .override_global("PID_NAMESPACE_DEVICE", &device, true)
             .override_global("PID_NAMESPACE_INODE", &inode, true)
@@ -73,6 +86,8 @@ impl Probes {
             stacks: take(&mut ebpf, "STACKS")?,
             lost: take(&mut ebpf, "LOST")?,
             hits: take(&mut ebpf, "HITS")?,
+            waits: take(&mut ebpf, "WAITS")?,
+            wait_totals: take(&mut ebpf, "WAIT_TOTALS")?,
             strangers: take(&mut ebpf, "STRANGERS")?,
             allowance: take(&mut ebpf, "ALLOWANCE")?,
             processes: Rc::new(RefCell::new(take(&mut ebpf, "PROCESSES")?)),
@@ -85,6 +100,26 @@ impl Probes {
             flush_log,
         };
         Ok((probes, ring))
+    }
+
+    /// Has the kernel note which processes come and go; answers with the reading end of the notes, once.
+    pub fn watch_processes(&mut self) -> Result<Lives, ProbeError> {
+        for (name, tracepoint) in [
+            ("process_began", "sched_process_exec"),
+            ("process_ended", "sched_process_exit"),
+        ] {
+            let program: &mut RawTracePoint = self
+                .ebpf
+                .program_mut(name)
+                .ok_or_else(|| ProbeError::Object(format!("it has no program {name}")))?
+                .try_into()
+                .map_err(|error: ProgramError| ProbeError::Object(format!("{name}: {error}")))?;
+            program.load().map_err(|error| program_error(name, error))?;
+            program
+                .attach(tracepoint)
+                .map_err(|error| program_error(name, error))?;
+        }
+        Ok(Lives::new(take(&mut self.ebpf, "LIVES")?))
     }
 
     /// The program for a kind of event, loaded now if it was not before.

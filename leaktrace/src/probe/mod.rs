@@ -11,6 +11,7 @@ mod load;
 mod plan;
 mod slots;
 mod trial;
+mod waits;
 
 use std::{
     cell::RefCell,
@@ -31,11 +32,13 @@ use leaktrace_common::{
     event::{Kind, Loss},
     limits::STACK_DEPTH,
     process::Enrolment,
+    wait::{TotalsKey, Wait, WaitKey, WaitTotals},
 };
 pub use load::{FIRST_PID_NAMESPACE, LoadOptions, has_cookies};
 pub use plan::{Level, Plan, Point, binary_config, plan};
 use thiserror::Error;
 pub use trial::{Features, Offer, Trial, features, try_probe};
+pub use waits::BlockedTime;
 
 use crate::{
     address::{FileOffset, RuntimeAddr},
@@ -53,6 +56,8 @@ pub struct Probes {
     stacks: HashMap<MapData, u64, [u64; STACK_DEPTH]>,
     lost: PerCpuArray<MapData, u64>,
     hits: PerCpuArray<MapData, u64>,
+    waits: HashMap<MapData, WaitKey, Wait>,
+    wait_totals: HashMap<MapData, TotalsKey, WaitTotals>,
     strangers: PerCpuArray<MapData, u64>,
     allowance: PerCpuArray<MapData, u64>,
     processes: Processes,

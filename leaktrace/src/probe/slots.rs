@@ -52,6 +52,7 @@ impl Probes {
                 Err(error) => return Err(map_error("stacks", &error)),
             }
         }
+        self.forget_waits(slot);
         for (table, stride) in [(&mut self.lost, Loss::COUNT), (&mut self.hits, Kind::COUNT)] {
             let row = u32::from(slot) * stride;
             for index in row..row + stride {

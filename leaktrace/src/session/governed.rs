@@ -23,8 +23,10 @@ pub(super) struct Cost {
     pub changes: Vec<Change>,
     /// What a hit costs here.
     pub calibration: Calibration,
-    /// Which probes are on.
+    /// Which probes are on, the richest that were, and since when those of parks and wake-ups are.
     on: Level,
+    most: Level,
+    full_since_ns: u64,
     /// What the probes lie on, for when a hit costs something else.
     placed: Vec<(Kind, Execution)>,
     costs: HitCosts,
@@ -73,6 +75,8 @@ impl Cost {
             changes: Vec::new(),
             calibration: terms.calibration,
             on: level,
+            most: level,
+            full_since_ns: now_ns,
             placed,
             costs,
             unread: 0,
@@ -112,6 +116,16 @@ impl Cost {
         } else {
             Share(self.meter.overhead())
         }
+    }
+
+    /// Whether parks and wake-ups were ever heard.
+    pub(super) fn was_full(&self) -> bool {
+        self.most == Level::Full
+    }
+
+    /// Since when parks and wake-ups are heard, if they are.
+    pub(super) fn full_since_ns(&self) -> Option<u64> {
+        (self.on == Level::Full).then_some(self.full_since_ns)
     }
 
     /// One more event.
@@ -243,6 +257,9 @@ impl Session {
         let now_ns = monotonic_ns();
         let now = cost.moment(&self.process, now_ns);
         let was = std::mem::replace(&mut cost.on, wanted);
+        if wanted == Level::Full {
+            cost.full_since_ns = now_ns;
+        }
         if wanted == Level::None {
             self.ledger.deafen();
             let rates = cost.governor.level() == budget::Level::Sampled;
@@ -267,8 +284,13 @@ fn budget_level(level: Level) -> budget::Level {
 }
 
 fn heard(ledger: &Ledger) -> impl Iterator<Item = Totals> {
-    ledger
-        .sites
-        .iter()
-        .map(|site| [site.created, site.ended, site.stopped, site.fired])
+    ledger.sites.iter().map(|site| {
+        [
+            site.created,
+            site.ended,
+            site.stopped,
+            site.fired,
+            site.rearmed,
+        ]
+    })
 }

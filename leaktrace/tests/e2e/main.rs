@@ -5,10 +5,13 @@
 //! `cargo xtask test` prints it.
 
 mod bad_input;
+mod blocked;
 mod budget;
+mod catalogue;
 mod check;
 mod daemon;
 mod detach;
+mod fleet;
 mod hostile;
 mod http;
 mod inspect;
