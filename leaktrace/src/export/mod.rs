@@ -3,6 +3,7 @@
 pub mod folded;
 pub mod label;
 pub mod metrics;
+pub mod page;
 pub mod pprof;
 pub mod report;
 pub mod server;

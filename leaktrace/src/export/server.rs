@@ -8,7 +8,10 @@ use std::time::Duration;
 use anyhow::Context;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -17,6 +20,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::Report;
 use super::metrics::{self, Watched};
+use super::page;
 
 /// What the server shows: replaced as a whole by the one who watches the target.
 #[derive(Clone)]
@@ -86,14 +90,11 @@ fn respond(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served\n");
         response
             .headers_mut()
-            .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     match request.uri().path() {
-        "/" => text(
-            StatusCode::OK,
-            "leaktrace\n\n/metrics    Prometheus metrics\n/healthz    is the daemon alive\n/readyz     is the target being watched\n",
-        ),
+        "/" => the_page(),
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match status {
             Status::Watching(_) => text(StatusCode::OK, "ok\n"),
@@ -114,9 +115,26 @@ fn respond(request: &Request<Incoming>, status: &Status) -> Response<Full<Bytes>
         }
         _ => text(
             StatusCode::NOT_FOUND,
-            "there is no such page; / lists them\n",
+            "there is no such page; / leads to all of them\n",
         ),
     }
+}
+
+/// The page, which may not be put in a frame, nor run anything but itself.
+fn the_page() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(page::HTML.as_bytes())));
+    for (name, value) in [
+        (CONTENT_TYPE, "text/html; charset=utf-8"),
+        (CONTENT_SECURITY_POLICY, page::POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        // A newer leaktrace has a newer page.
+        (CACHE_CONTROL, "no-cache"),
+    ] {
+        let value = HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
+    response
 }
 
 fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
@@ -130,9 +148,8 @@ fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
 fn answer(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        hyper::header::HeaderValue::from_static(content_type),
-    );
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
