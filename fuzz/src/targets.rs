@@ -166,7 +166,7 @@ pub fn event(data: &[u8]) {
         ledger.apply(&event, &AnyAddress);
         // What the census will say: some of what was heard of, and some of it twice.
         match event.change {
-            Change::Born { goroutine, .. } | Change::Parked { goroutine, .. } => {
+            Change::Born { goroutine, .. } => {
                 census.goroutines.push(census::Goroutine {
                     goid: goroutine.goid,
                     g: goroutine.g,
@@ -178,6 +178,7 @@ pub fn event(data: &[u8]) {
                     depth: 128,
                     waiting_since_ns: goroutine.startpc.0,
                     waiting: 0,
+                    stops: 0,
                 });
             }
             Change::Armed { timer, .. } | Change::Rearmed(timer) => {
@@ -191,8 +192,8 @@ pub fn event(data: &[u8]) {
                 });
             }
             Change::Fired(_) => ledger.listen(event.at.0),
-            Change::Readied(_) => reconcile(&mut ledger, &mut census, event.at),
-            Change::Ended(_) | Change::Stopped { .. } => ledger.sample(number),
+            Change::Stopped { .. } => reconcile(&mut ledger, &mut census, event.at),
+            Change::Ended(_) => ledger.sample(number),
         }
     }
     reconcile(&mut ledger, &mut census, Ktime(0));

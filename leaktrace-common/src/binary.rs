@@ -1,7 +1,9 @@
 //! What user space tells the probes about one binary: where the fields of the runtime's structures lie.
 //!
-//! The programs hold no Go version; all they know of one comes from here, looked up by the slot in the
-//! attach cookie.
+//! The programs hold no Go version; all they know of one comes from here, looked up by the slot of the
+//! process (see [`crate::process`]).
+
+use crate::event::Kind;
 
 /// Offsets in bytes, and a few facts, of the Go runtime in one binary.
 #[repr(C)]
@@ -39,6 +41,9 @@ pub struct BinaryConfig {
     pub frame_pointers: u32,
     /// Set to 1 by user space once the slot is filled; 0 makes the probes return at once.
     pub filled: u32,
+    /// By kind, the register that holds the object, numbered as in [`Cookie::register`]: for kernels without
+    /// attach cookies.
+    pub registers: [u8; Kind::COUNT as usize],
 }
 
 impl BinaryConfig {
@@ -46,13 +51,14 @@ impl BinaryConfig {
     pub const ABSENT: u32 = u32::MAX;
 }
 
-const _: () = assert!(size_of::<BinaryConfig>() == 64 && align_of::<BinaryConfig>() == 4);
+const _: () = assert!(size_of::<BinaryConfig>() == 72 && align_of::<BinaryConfig>() == 4);
 
-/// The attach cookie of a probe: the slot of its probe set, and the register that holds the object.
+/// The attach cookie of a probe: the set that it belongs to, and the register that holds the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cookie {
-    /// Index into the map of [`BinaryConfig`].
-    pub slot: u16,
+    /// Number of the probe set. A process is counted by the one set that its enrolment names, so that a set
+    /// can be exchanged for another without a gap, and two sets on one file do not both count.
+    pub set: u32,
     /// Number of the register that holds the `*g` or `*timer`: the hardware's own numbering
     /// (amd64: 0 rax, 1 rcx, 2 rdx, 3 rbx, 4 rsp, 5 rbp, 6 rsi, 7 rdi, 8–15 r8–r15; arm64: 0–30 x0–x30).
     pub register: u8,
@@ -62,7 +68,7 @@ impl Cookie {
     /// Packs into the 64 bits that the kernel hands to the program.
     #[must_use]
     pub fn to_bits(self) -> u64 {
-        u64::from(self.slot) | u64::from(self.register) << 16
+        u64::from(self.set) | u64::from(self.register) << 32
     }
 
     /// Unpacks; bits that mean nothing are ignored.
@@ -73,8 +79,8 @@ impl Cookie {
     )]
     pub fn from_bits(bits: u64) -> Self {
         Self {
-            slot: bits as u16,
-            register: (bits >> 16) as u8,
+            set: bits as u32,
+            register: (bits >> 32) as u8,
         }
     }
 }

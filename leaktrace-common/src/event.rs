@@ -11,9 +11,9 @@ pub enum Kind {
     Born = 0,
     /// A goroutine ended (`runtime.gdestroy`, or `runtime.goexit0` before Go 1.22).
     Ended = 1,
-    /// A goroutine blocked (`runtime.park_m`).
+    /// A goroutine blocked (`runtime.park_m`). Leaves no record, but an open wait.
     Parked = 2,
-    /// A goroutine was made runnable (`runtime.ready`).
+    /// A goroutine was made runnable (`runtime.ready`). Leaves no record, but the length of its wait.
     Readied = 3,
     /// A user timer was armed (`time.newTimer`, or `time.startTimer` before Go 1.23).
     Armed = 4,
@@ -58,20 +58,23 @@ pub enum Loss {
     StacksFull = 1,
     /// A field of the runtime's structure could not be read: its page was not present.
     ReadFault = 2,
-    /// The attach cookie named a slot that user space did not fill.
+    /// The process's slot was not filled by user space.
     UnknownSlot = 3,
+    /// The map of waits had no room: how long a goroutine was blocked is not known.
+    WaitsFull = 4,
 }
 
 impl Loss {
     /// How many causes there are: the stride of the loss counters.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 
     /// All causes, in the order of their numbers.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::RingFull,
         Self::StacksFull,
         Self::ReadFault,
         Self::UnknownSlot,
+        Self::WaitsFull,
     ];
 }
 
@@ -83,17 +86,18 @@ pub struct Header {
     pub at_ns: u64,
     /// Address of the `runtime.g` or `runtime.timer`: its identity while it lives.
     pub object: u64,
-    /// Key of the creation stack in the map of stacks; 0 means none was taken.
+    /// Key of the creation stack in the map of stacks (a `StackKey`); 0 means none was taken. For a goroutine that a
+    /// timer's callback started: the address of that timer, if it is known.
     pub stack: u64,
-    /// Thread group id in the initial pid namespace.
+    /// Thread group id, in leaktrace's own pid namespace.
     pub pid: u32,
     /// A [`Kind`].
     pub kind: u16,
-    /// The slot of the probe set, from the attach cookie.
+    /// The slot of the process.
     pub slot: u16,
 }
 
-/// A goroutine was born, ended, parked or was readied.
+/// A goroutine was born or ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GoroutineRecord {
@@ -105,7 +109,7 @@ pub struct GoroutineRecord {
     pub gopc: u64,
     /// `g.startpc`: the first instruction that the goroutine runs.
     pub startpc: u64,
-    /// Born: `g.parentGoid` (0 when unknown). Parked: `g.waitreason`. Else 0.
+    /// Born: `g.parentGoid` (0 when unknown). Else 0.
     pub detail: u64,
 }
 

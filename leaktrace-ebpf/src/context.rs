@@ -1,4 +1,4 @@
-//! What a program knows when it starts: registers, the probe set it works for, and the way to a record.
+//! What a program knows when it starts: registers, the process that was hit, and the way to a record.
 
 use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
@@ -7,10 +7,10 @@ use core::{
 
 use aya_ebpf::{
     EbpfContext as _, Global,
-    bindings::{BPF_RB_NO_WAKEUP, bpf_user_pt_regs_t},
+    bindings::{BPF_RB_NO_WAKEUP, bpf_pidns_info, bpf_user_pt_regs_t},
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
-        generated::bpf_get_attach_cookie,
+        generated::{bpf_get_attach_cookie, bpf_get_ns_current_pid_tgid},
     },
     maps::{PerCpuArray, ring_buf::RingBufEntry},
     programs::ProbeContext,
@@ -18,9 +18,10 @@ use aya_ebpf::{
 use leaktrace_common::{
     binary::{BinaryConfig, Cookie},
     event::{Header, Kind, Loss},
+    process::Enrolment,
 };
 
-use crate::maps::{BINARIES, COOKIES, EVENTS, HITS, LOST};
+use crate::maps::{BINARIES, EVENTS, HITS, LOST, PROCESSES, STRANGERS};
 
 /// Whether the kernel has attach cookies (Linux 5.15); the loader says so before the programs are verified.
 ///
@@ -29,33 +30,58 @@ use crate::maps::{BINARIES, COOKIES, EVENTS, HITS, LOST};
 #[unsafe(no_mangle)]
 static HAS_COOKIES: Global<u32> = Global::new(1);
 
+/// Device and inode of leaktrace's own pid namespace; 0 when it is the machine's first.
+#[unsafe(no_mangle)]
+static PID_NAMESPACE_DEVICE: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+static PID_NAMESPACE_INODE: Global<u64> = Global::new(0);
+
 /// One hit of a probe.
 pub struct Hit {
     context: ProbeContext,
-    cookie: Cookie,
     kind: Kind,
+    pid: u32,
+    slot: u16,
+    register: u8,
     /// Where the fields of this binary are.
     pub binary: &'static BinaryConfig,
 }
 
 impl Hit {
-    /// Counts the hit and finds the binary's table; `None` when the slot was not filled.
+    /// Finds out whose hit it is, counts it and finds the binary's table; `None` when the process is not
+    /// traced, or by another probe set.
     #[inline(always)]
     pub fn new(context: ProbeContext, kind: Kind) -> Option<Self> {
-        let cookie = Cookie::from_bits(cookie(&context, kind));
+        let pid = own_pid();
+        // SAFETY: the map's values are integers, and a torn read of one is of an old or a new enrolment.
+        let Some(&Enrolment { set, slot, .. }) = (unsafe { PROCESSES.get(&pid) }) else {
+            count(&STRANGERS, 0);
+            return None;
+        };
+        let mut register = None;
+        if HAS_COOKIES.load() != 0 {
+            // SAFETY: the context is the one that the kernel gave to this program.
+            let cookie = Cookie::from_bits(unsafe { bpf_get_attach_cookie(context.as_ptr()) });
+            if cookie.set != set {
+                return None;
+            }
+            register = Some(cookie.register);
+        }
         count(
             &HITS,
-            u32::from(cookie.slot) * Kind::COUNT + u32::from(kind as u16),
+            u32::from(slot) * Kind::COUNT + u32::from(kind as u16),
         );
-        match BINARIES.get(u32::from(cookie.slot)) {
+        match BINARIES.get(u32::from(slot)) {
             Some(binary) if binary.filled != 0 => Some(Self {
                 context,
-                cookie,
                 kind,
+                pid,
+                slot,
+                register: register.unwrap_or(binary.registers[kind as usize]),
                 binary,
             }),
             _ => {
-                lose(cookie.slot, Loss::UnknownSlot);
+                lose(slot, Loss::UnknownSlot);
                 None
             }
         }
@@ -64,7 +90,7 @@ impl Hit {
     /// The `*g` or `*timer` that the event is about.
     #[inline(always)]
     pub fn object(&self) -> u64 {
-        self.register(self.cookie.register)
+        self.register(self.register)
     }
 
     /// The running g: Go keeps it in a register of its own (cmd/compile/abi-internal.md, go1.18 and later).
@@ -95,10 +121,10 @@ impl Hit {
         return self.register(const { [0, 1, 2, 3, 4, 5][N] });
     }
 
-    /// The slot of the probe set.
+    /// The slot of the process.
     #[inline(always)]
     pub fn slot(&self) -> u16 {
-        self.cookie.slot
+        self.slot
     }
 
     /// The first half of this hit's record.
@@ -109,7 +135,7 @@ impl Hit {
             &self.context,
             "kind {} slot {} object {:x} stack {:x}",
             self.kind as u16,
-            self.cookie.slot,
+            self.slot,
             object,
             stack
         );
@@ -118,9 +144,9 @@ impl Hit {
             at_ns: unsafe { bpf_ktime_get_ns() },
             object,
             stack,
-            pid: (bpf_get_current_pid_tgid() >> 32) as u32,
+            pid: self.pid,
             kind: self.kind as u16,
-            slot: self.cookie.slot,
+            slot: self.slot,
         }
     }
 
@@ -161,7 +187,7 @@ impl Hit {
     /// Counts something that the reader will not see.
     #[inline(always)]
     pub fn lose(&self, cause: Loss) {
-        lose(self.cookie.slot, cause);
+        lose(self.slot, cause);
     }
 
     /// A register by the hardware's number. The verifier wants each offset into the context to be a
@@ -202,14 +228,23 @@ pub fn submit<T>(mut entry: RingBufEntry<T>, record: T) {
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }
 
-/// The cookie of the probe that was hit. Without cookies in the kernel all probes of a kind share one.
+/// The thread group id of the running process as leaktrace sees it; 0 for one outside of its pid namespace.
 #[inline(always)]
-fn cookie(context: &ProbeContext, kind: Kind) -> u64 {
-    if HAS_COOKIES.load() != 0 {
-        // SAFETY: the context is the one that the kernel gave to this program.
-        return unsafe { bpf_get_attach_cookie(context.as_ptr()) };
+fn own_pid() -> u32 {
+    if PID_NAMESPACE_INODE.load() == 0 {
+        return (bpf_get_current_pid_tgid() >> 32) as u32;
     }
-    COOKIES.get(kind as u32).copied().unwrap_or(0)
+    let mut found = bpf_pidns_info { pid: 0, tgid: 0 };
+    // SAFETY: the structure lies on this program's stack; the helper clears it when it fails.
+    unsafe {
+        bpf_get_ns_current_pid_tgid(
+            PID_NAMESPACE_DEVICE.load(),
+            PID_NAMESPACE_INODE.load(),
+            &raw mut found,
+            size_of::<bpf_pidns_info>() as u32,
+        );
+    }
+    found.tgid
 }
 
 #[inline(always)]

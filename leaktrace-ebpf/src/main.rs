@@ -1,8 +1,9 @@
 //! The kernel side of leaktrace: one program for each kind of event, attached as a uprobe.
 //!
-//! A program learns from its attach cookie which probe set it works for and which register holds the
-//! object (on kernels without cookies: from a map, by its kind), and from the map of binaries where that
-//! binary keeps its fields; it holds no Go version. It reads, walks at most `STACK_DEPTH` frames, and
+//! A program asks the map of processes whether the process that it runs in is traced, and by which probe set;
+//! its attach cookie tells which set it belongs to and which register holds the object (on kernels without
+//! cookies: the map of binaries, by its kind). That map also tells where the binary keeps its fields; a
+//! program holds no Go version. It reads, walks at most `STACK_DEPTH` frames, and
 //! leaves one record in the ring buffer. It never writes to the target and never wakes the reader.
 //!
 //! Built by `cargo xtask build-ebpf`. On the host this is an empty program.
@@ -29,6 +30,9 @@ mod goroutine;
 
 #[cfg(target_arch = "bpf")]
 mod timer;
+
+#[cfg(target_arch = "bpf")]
+mod wait;
 
 #[cfg(target_arch = "bpf")]
 mod context;

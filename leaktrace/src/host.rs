@@ -216,8 +216,8 @@ fn cookies(facts: &Facts) -> Finding {
     if facts.features.ring_buffer == Offer::There {
         return warning(
             name,
-            "the kernel has none: each target gets programs of its own, and a kind of event with sites that \
-             differ is not probed",
+            "the kernel has none: processes of one file do not share their probes, and a kind of event with \
+             sites that differ is not probed",
             "boot Linux 5.15 or later",
         );
     }

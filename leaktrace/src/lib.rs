@@ -9,13 +9,16 @@
 //!
 //! The modules follow that line. Everything between `resolve` and `export` is pure: no I/O, no clock
 //! (time is an argument); only `target`, `probe`, `event::ring`, `census::memory`, `export::server`,
-//! `session` and `command` touch the world.
+//! `session`, `fleet` and `command` touch the world.
 
 // Arguments as typed.
 pub mod cli;
 
 // What each subcommand does.
 pub mod command;
+
+// All targets, and the probes that serve them.
+pub mod fleet;
 
 // One target from end to end.
 pub mod session;
@@ -31,6 +34,9 @@ pub mod probe;
 
 // 4. What did the probes say?
 pub mod event;
+
+// What may all that cost the program?
+pub mod budget;
 
 // 5. What is really alive? A second witness, without probes.
 pub mod census;

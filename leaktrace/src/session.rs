@@ -1,9 +1,11 @@
-//! One target from end to end: its probes, its ring, its ledger, its census.
+//! One target from end to end: its program, its ledger, its census, and what its probes say.
 //!
-//! A [`Session`] is driven from outside: [`Session::drain`] often, [`Session::census`] now and then,
-//! [`Session::report`] when somebody asks. It owns the ledger; nobody else touches it.
+//! A [`Session`] is driven from outside, by the [`Fleet`](crate::fleet::Fleet) that has the probes of all targets:
+//! [`Session::apply`] for each event, [`Session::look`] and [`Session::book`] now and then, [`Session::report`]
+//! when somebody asks. It owns the ledger; nobody else touches it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -11,14 +13,17 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
+use leaktrace_common::limits::WAITS;
 
-use crate::census::{self, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck};
+use crate::census::{
+    self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
+};
 use crate::clock::monotonic_ns;
-use crate::event::{Change, Ring};
+use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
 use crate::export::report::{Events, Facts, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
-use crate::probe::{self, AttachRequest, AttachedSet, Level, LoadOptions, Probes};
+use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::{Pid, Process};
@@ -40,15 +45,21 @@ pub struct Session {
     counted_ns: u64,
 }
 
-/// The probes on the target, while there are any.
+/// The probes of the target, and what they said by the last census.
 struct Watch {
-    /// Dropped before the programs that it attaches.
     attached: AttachedSet,
-    ring: Ring,
-    probes: Probes,
     level: Level,
     not_probed: Vec<(Kind, String)>,
-    undecodable: usize,
+    hits: [u64; Kind::COUNT as usize],
+    lost: [u64; Loss::COUNT as usize],
+    undecodable: u64,
+    blocked: Vec<BlockedTime>,
+}
+
+/// What one look into the target's memory found: to be booked once every event from before it has been.
+pub struct Look {
+    census: Census,
+    places: Option<Places>,
 }
 
 /// How much a census looks at.
@@ -60,9 +71,6 @@ pub enum Depth {
     Places,
 }
 
-/// Records taken from the ring in one go, so that a storm cannot keep the caller from its other work.
-const DRAIN_RECORDS: usize = 1 << 20;
-
 impl Session {
     /// Looks at the process and its executable. Nothing is attached; of its memory a sample is read, to see that
     /// it is what the executable says.
@@ -71,11 +79,24 @@ impl Session {
     /// When there is no such process, it is out of bounds, it is nothing that leaktrace can read, or its memory
     /// contradicts its executable.
     pub fn open(pid: Pid) -> anyhow::Result<Self> {
-        let process = Process::open(pid)?;
+        Self::of(Process::open(pid)?, |executable| {
+            resolve::resolve_running(executable).map(Rc::new)
+        })
+    }
+
+    /// The same for a process that was found already, with the caller's way to get at what its executable holds.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn of(
+        process: Process,
+        resolve: impl FnOnce(&File) -> Result<Rc<Program>, Refusal>,
+    ) -> anyhow::Result<Self> {
+        let pid = process.id.pid;
         let refused = || format!("cannot trace process {pid} ({})", process.exe.display());
-        let program = match resolve::resolve_running(process.executable()) {
+        let program = match resolve(process.executable()) {
             Err(Refusal::NotGo) => return Err(not_go(&process)).with_context(refused),
-            other => Rc::new(other.with_context(refused)?),
+            other => other.with_context(refused)?,
         };
         without_plugins(&process, &program).with_context(refused)?;
         let bias = process.load_bias(program.program_headers);
@@ -108,99 +129,188 @@ impl Session {
     ///
     /// # Errors
     /// When this user or this kernel may not, or nothing at all could be probed.
-    pub fn attach(&mut self, level: Level) -> anyhow::Result<()> {
+    pub fn attach(
+        &mut self,
+        probes: &mut Probes,
+        level: Level,
+        scope: Scope,
+    ) -> anyhow::Result<()> {
         if level == Level::None {
             return Ok(());
         }
         let pid = self.process.id.pid;
-        let mut plan = probe::plan(&self.program.sites, level);
-        let options = LoadOptions::default();
-        if !options.cookies {
-            plan = plan.without_cookies();
-        }
-        if plan.points.is_empty() {
-            let reasons: Vec<String> = plan
-                .refused
-                .iter()
-                .map(|(_, reason)| reason.clone())
-                .collect();
-            bail!(
-                "nothing in process {pid} can be probed: {}; `leaktrace snapshot` works without probes",
-                reasons.join("; ")
-            );
-        }
-        let (mut probes, ring) = Probes::load(&options)?;
+        let plan = self.plan(probes, level)?;
         let attached = probes
             .attach(&AttachRequest {
                 executable: self.process.executable(),
                 pid: NonZeroU32::try_from(u32::try_from(pid.0)?)?,
                 binary: probe::binary_config(&self.program),
                 points: &plan.points,
+                scope,
             })
             .with_context(|| format!("cannot put probes on process {pid}"))?;
         self.still_there()?;
         self.ledger.listen(monotonic_ns());
-        tracing::info!(pid = pid.0, probes = attached.len(), "the probes are on");
+        tracing::debug!(pid = pid.0, probes = attached.len(), "the probes are on");
         self.watch = Some(Watch {
             attached,
-            ring,
-            probes,
             level,
             not_probed: plan.refused,
+            hits: Default::default(),
+            lost: Default::default(),
             undecodable: 0,
+            blocked: Vec::new(),
         });
         Ok(())
     }
 
-    /// Books what the probes have said since the last call; answers how many events that were.
-    pub fn drain(&mut self) -> usize {
-        let Some(watch) = &mut self.watch else {
-            return 0;
+    /// Puts the probes of another level on in place of those that are on. The counters go on, and so does the slot.
+    ///
+    /// # Errors
+    /// When they cannot be put on; the old ones are on then.
+    pub fn change_level(&mut self, probes: &mut Probes, level: Level) -> anyhow::Result<()> {
+        let plan = match level {
+            Level::None => Plan::default(),
+            level => self.plan(probes, level)?,
         };
-        let (probes, symbols, ledger) = (&watch.probes, &mut self.symbols, &mut self.ledger);
-        let drained = watch.ring.drain(DRAIN_RECORDS, |event| {
-            let stack = match &event.change {
-                Change::Born { stack, .. } | Change::Armed { stack, .. } => *stack,
-                _ => None,
-            };
-            if let Some(stack) = stack.filter(|stack| !symbols.knows(*stack)) {
-                // A stack that the kernel's map no longer has is learnt as empty, so that it is asked for once.
-                symbols.learn(stack, probes.stack(stack).unwrap_or_default());
-            }
-            ledger.apply(&event, symbols);
-        });
-        watch.undecodable += drained.undecodable;
-        watch.probes.flush_log();
-        drained.records
+        let Some(watch) = &mut self.watch else {
+            return self.attach(probes, level, Scope::Process);
+        };
+        probes.replan(&watch.attached, &plan.points)?;
+        (watch.level, watch.not_probed) = (level, plan.refused);
+        Ok(())
     }
 
-    /// Counts what is really alive and corrects the books with it. With `Depth::Places` also looks where
-    /// goroutines are stuck and on what.
+    /// Lets the probes be shared with other processes of the file, or not.
+    ///
+    /// # Errors
+    /// When that takes new probes and they cannot be put on; the old ones are on then.
+    pub fn change_scope(&mut self, probes: &mut Probes, scope: Scope) -> anyhow::Result<()> {
+        match &self.watch {
+            Some(watch) => Ok(probes.rescope(&watch.attached, scope)?),
+            None => Ok(()),
+        }
+    }
+
+    fn plan(&self, probes: &Probes, level: Level) -> anyhow::Result<Plan> {
+        let mut plan = probe::plan(&self.program.sites, level);
+        if !probes.has_cookies() {
+            plan = plan.without_cookies();
+        }
+        if plan.points.is_empty() {
+            let reasons: Vec<_> = plan.refused.into_iter().map(|(_, reason)| reason).collect();
+            bail!(
+                "nothing in process {} can be probed: {}; `leaktrace snapshot` works without probes",
+                self.process.id.pid,
+                reasons.join("; ")
+            );
+        }
+        Ok(plan)
+    }
+
+    /// The slot that its events carry, while it has probes.
+    #[must_use]
+    pub fn slot(&self) -> Option<Slot> {
+        self.watch.as_ref().map(|watch| watch.attached.slot())
+    }
+
+    /// The probes that are on it.
+    #[must_use]
+    pub fn probes(&self) -> Option<&AttachedSet> {
+        self.watch.as_ref().map(|watch| &watch.attached)
+    }
+
+    /// Books one event of this target.
+    pub fn apply(&mut self, event: &Event, probes: &Probes) {
+        let stack = match &event.change {
+            Change::Born { stack, .. } | Change::Armed { stack, .. } => *stack,
+            _ => None,
+        };
+        if let Some(stack) = stack.filter(|stack| !self.symbols.knows(*stack)) {
+            // A stack that the kernel's map no longer has is learnt as empty, so that it is asked for once.
+            self.symbols
+                .learn(stack, probes.stack(stack).unwrap_or_default());
+        }
+        self.ledger.apply(event, &self.symbols);
+    }
+
+    /// Counts what is really alive. With `Depth::Places` also looks where goroutines are stuck and on what.
     ///
     /// # Errors
     /// When the target is gone or its memory makes no sense.
-    pub fn census(&mut self, depth: Depth) -> anyhow::Result<Drift> {
+    pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        if depth == Depth::Places {
-            self.places = Places::of(
+        let places = match depth {
+            Depth::Counts => None,
+            Depth::Places => Some(Places::of(
                 &census.goroutines,
                 &self.memory,
                 &self.layout,
                 &self.wait_reasons,
                 &self.symbols,
-            )?;
-        }
+            )?),
+        };
         self.still_there()?;
-        // Every event from before the census ended must be booked first. A probe stamps its record some
-        // microseconds before it is in the ring, on another processor; so look again a moment later.
-        self.drain();
-        std::thread::sleep(Duration::from_millis(1));
-        self.drain();
-        let drift = self.ledger.reconcile(&census, &self.symbols);
-        self.watched_since_ns.get_or_insert(census.started_ns);
-        self.counted_ns = census.finished_ns;
-        self.ledger.sample(census.finished_ns);
-        Ok(drift)
+        Ok(Look { census, places })
+    }
+
+    /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
+    pub fn book(&mut self, look: Look) -> Drift {
+        if let Some(places) = look.places {
+            self.places = places;
+        }
+        let drift = self.ledger.reconcile(&look.census, &self.symbols);
+        self.watched_since_ns.get_or_insert(look.census.started_ns);
+        self.counted_ns = look.census.finished_ns;
+        self.ledger.sample(look.census.finished_ns);
+        drift
+    }
+
+    /// Looks and books, for a target without probes.
+    ///
+    /// # Errors
+    /// As [`Session::look`].
+    pub fn census(&mut self, depth: Depth) -> anyhow::Result<Drift> {
+        let look = self.look(depth)?;
+        Ok(self.book(look))
+    }
+
+    /// Notes what the probes have counted, for the next report. `undecodable` is of the ring that all targets share.
+    pub fn note_counters(&mut self, probes: &Probes, undecodable: u64) {
+        if let Some(watch) = &mut self.watch {
+            watch.hits = probes.hits(&watch.attached);
+            watch.lost = probes.lost(&watch.attached);
+            watch.undecodable = undecodable;
+            if watch.level == Level::Full {
+                watch.blocked = probes.blocked_times(&watch.attached);
+            }
+        }
+    }
+
+    /// On level `full` the kernel knows since when each goroutine is blocked: those that a look saw waiting are asked for.
+    #[must_use]
+    pub fn waits(&self, look: &Look, probes: &Probes) -> Vec<(Goid, Ktime)> {
+        let Some(watch) = (self.watch.as_ref()).filter(|watch| watch.level == Level::Full) else {
+            return Vec::new();
+        };
+        let census = &look.census;
+        (census.goroutines.iter())
+            .filter(|goroutine| goroutine.status == Status::Waiting)
+            // The kernel knows of so many at most.
+            .take(WAITS as usize)
+            .filter_map(|goroutine| {
+                let since = probes.blocked_since(&watch.attached, goroutine.g, goroutine.goid)?;
+                // What blocked later was in another wait when it was seen.
+                (since.0 <= census.finished_ns).then_some((goroutine.goid, since))
+            })
+            .collect()
+    }
+
+    /// Books since when goroutines wait.
+    pub fn note_waits(&mut self, waits: Vec<(Goid, Ktime)>) {
+        for (goid, since) in waits {
+            self.ledger.waits_since(goid, since.0);
+        }
     }
 
     /// The kernel is asked by pid: what it answered is about our process only if that still runs, for another may have got
@@ -223,6 +333,7 @@ impl Session {
     /// What was known when the last census ended.
     #[must_use]
     pub fn report(&self) -> Report {
+        let blocked = (self.watch.as_ref()).map_or(&[][..], |watch| &watch.blocked);
         Report::new(
             &self.ledger,
             &self.symbols,
@@ -236,6 +347,7 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
             },
@@ -252,17 +364,15 @@ impl Session {
         let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
         if let Some(watch) = &self.watch {
             events.level = watch.level.name();
-            let hits = watch.probes.hits(&watch.attached);
-            for (kind, count) in Kind::ALL.into_iter().zip(hits) {
+            for (kind, count) in Kind::ALL.into_iter().zip(watch.hits) {
                 if count > 0 {
                     events.hits.insert(kind_name(kind), count);
                 }
             }
-            let losses = watch.probes.lost(&watch.attached);
-            for (cause, count) in Loss::ALL.into_iter().zip(losses) {
+            for (cause, count) in Loss::ALL.into_iter().zip(watch.lost) {
                 lost.insert(loss_name(cause), count);
             }
-            lost.insert("undecodable", watch.undecodable as u64);
+            lost.insert("undecodable", watch.undecodable);
             events.not_probed = watch
                 .not_probed
                 .iter()
@@ -363,6 +473,7 @@ fn loss_name(cause: Loss) -> &'static str {
         Loss::StacksFull => "stacks full",
         Loss::ReadFault => "read fault",
         Loss::UnknownSlot => "unknown slot",
+        Loss::WaitsFull => "waits full",
     }
 }
 

@@ -278,6 +278,7 @@ mod tests {
                 depth: 100,
                 waiting_since_ns: 0,
                 waiting: 0,
+                stops: 0,
             });
             let offsets = self.layout.offsets.clone();
             self.write(sudog + u64::from(offsets.sudog_g), g);

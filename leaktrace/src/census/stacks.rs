@@ -303,6 +303,7 @@ mod tests {
                 depth: number,
                 waiting_since_ns: 0,
                 waiting: 0,
+                stops: 0,
             })
             .collect();
         let groups = walk(&Nowhere, &layout, &Table(Arch::Amd64), &goroutines);

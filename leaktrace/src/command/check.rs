@@ -56,14 +56,11 @@ fn look() -> Facts {
             .map(|status| status.capeff),
         first_pid_namespace: fs::read_link("/proc/self/ns/pid")
             .ok()
-            .map(|name| name == Path::new(FIRST_PID_NAMESPACE)),
+            .map(|name| name == Path::new(probe::FIRST_PID_NAMESPACE)),
         memory: memory(),
         probe: probe::try_probe().map_err(|error| error.to_string()),
     }
 }
-
-/// The first pid namespace's name: its inode is fixed (include/linux/proc_ns.h: PROC_PID_INIT_INO).
-const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// Reads a word of the first process's memory, or else of the one that started this one.
 fn memory() -> Memory {

@@ -13,8 +13,10 @@ use super::record::{DRAIN_EVERY, level};
 use crate::cli::Daemon;
 use crate::export::metrics::target_name;
 use crate::export::server::{self, Status};
-use crate::session::{Depth, Session};
-use crate::target::Pid;
+use crate::fleet::Fleet;
+use crate::probe::Scope;
+use crate::session::Depth;
+use crate::target::{Pid, TargetId};
 
 /// Runs until SIGINT or SIGTERM.
 ///
@@ -33,9 +35,14 @@ pub fn run(arguments: &Daemon) -> anyhow::Result<ExitCode> {
 const CENSUS_BUDGET: f64 = 0.005;
 
 /// Takes a census, and sets the time of the next so that the budget is kept.
-fn timed(session: &mut Session, next: &mut Instant, interval: Duration) -> anyhow::Result<()> {
+fn timed(
+    fleet: &mut Fleet,
+    id: TargetId,
+    next: &mut Instant,
+    interval: Duration,
+) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let result = session.census(Depth::Counts);
+    let result = fleet.census(id, Depth::Counts);
     let took = begin.elapsed();
     *next = begin + interval.max(took.div_f64(CENSUS_BUDGET));
     result.map(drop)
@@ -46,9 +53,11 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let listener = server::bind(arguments.listen).await?;
     let address = listener.local_addr().context("the socket has no address")?;
-    let mut session = Session::open(Pid(arguments.pid))?;
-    session.attach(level(arguments.events))?;
-    session.census(Depth::Counts)?;
+    let mut fleet = Fleet::default();
+    let id = fleet.open(Pid(arguments.pid))?;
+    fleet.attach(id, level(arguments.events), Scope::Process)?;
+    fleet.census(id, Depth::Counts)?;
+    let session = fleet.session(id)?;
     tracing::info!(pid = arguments.pid, exe = %session.process.exe.display(), "watching");
 
     let (publish, status) = watch::channel(Status::Watching(Arc::new(session.report())));
@@ -64,28 +73,28 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            () = sleep_until(next), if watching => match timed(&mut session, &mut next, arguments.interval) {
+            () = sleep_until(next), if watching => match timed(&mut fleet, id, &mut next, arguments.interval) {
                 Ok(()) => {
-                    publish.send_replace(Status::Watching(Arc::new(session.report())));
+                    publish.send_replace(Status::Watching(Arc::new(fleet.session(id)?.report())));
                 }
-                Err(error) if session.process.is_alive() => {
+                Err(error) if fleet.session(id)?.process.is_alive() => {
                     // The last report stays; the next census may succeed.
                     tracing::warn!("no census of process {}: {error:#}", arguments.pid);
                 }
                 Err(_) => {
                     watching = false;
-                    session.detach();
+                    let session = fleet.let_go(id).context("nothing was watched")?;
                     tracing::info!(pid = arguments.pid, "the target has exited");
                     let name = target_name(&session.process.exe.to_string_lossy()).to_owned();
                     publish.send_replace(Status::Gone(name));
                 }
             },
             _ = drain.tick(), if watching => {
-                session.drain();
+                fleet.drain();
             }
         }
     }
-    session.detach();
+    fleet.let_go(id);
     tracing::info!("stopped");
     Ok(())
 }

@@ -9,9 +9,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
 use crate::cli::{EventsLevel, Record};
-use crate::probe::Level;
-use crate::session::{Depth, Session};
-use crate::target::Pid;
+use crate::fleet::Fleet;
+use crate::probe::{Level, Scope};
+use crate::session::Depth;
+use crate::target::{Pid, TargetId};
 use crate::verdict;
 
 /// Readings that a recording takes of what is alive, within the bounds below.
@@ -28,15 +29,16 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let mut session = Session::open(Pid(arguments.pid))?;
-    session.attach(level(arguments.events))?;
-    session.census(Depth::Counts)?;
+    let mut fleet = Fleet::default();
+    let id = fleet.open(Pid(arguments.pid))?;
+    fleet.attach(id, level(arguments.events), Scope::Process)?;
+    fleet.census(id, Depth::Counts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    let ended = runtime.block_on(watch(&mut session, arguments.duration));
-    session.detach();
+    let ended = runtime.block_on(watch(&mut fleet, id, arguments.duration));
+    let session = fleet.let_go(id).context("nothing was watched")?;
     match ended? {
         Ended::Over => {}
         Ended::Interrupted => eprintln!("leaktrace: interrupted: this is the report so far"),
@@ -68,7 +70,7 @@ enum Ended {
     TargetExited,
 }
 
-async fn watch(session: &mut Session, duration: Duration) -> anyhow::Result<Ended> {
+async fn watch(fleet: &mut Fleet, id: TargetId, duration: Duration) -> anyhow::Result<Ended> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let end = Instant::now() + duration;
@@ -84,20 +86,20 @@ async fn watch(session: &mut Session, duration: Duration) -> anyhow::Result<Ende
             _ = terminate.recv() => break Ended::Interrupted,
             () = sleep_until(end) => break Ended::Over,
             _ = reading.tick() => {
-                if let Err(error) = session.census(Depth::Counts) {
-                    if session.process.is_alive() {
+                if let Err(error) = fleet.census(id, Depth::Counts) {
+                    if fleet.session(id)?.process.is_alive() {
                         return Err(error);
                     }
                     break Ended::TargetExited;
                 }
             }
             _ = drain.tick() => {
-                session.drain();
+                fleet.drain();
             }
         }
     };
     // The last word belongs to the runtime itself.
-    if !matches!(ended, Ended::TargetExited) && session.census(Depth::Places).is_err() {
+    if !matches!(ended, Ended::TargetExited) && fleet.census(id, Depth::Places).is_err() {
         return Ok(Ended::TargetExited);
     }
     Ok(ended)

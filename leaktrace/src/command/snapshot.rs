@@ -73,6 +73,7 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
         program: &program,
         wait_reasons: &wait_reasons,
         places: &places,
+        blocked: &[],
         events: Events {
             level: "none",
             ..Events::default()

@@ -8,5 +8,6 @@ pub mod pprof;
 pub mod report;
 pub mod server;
 pub mod text;
+pub mod times;
 
 pub use report::Report;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 
 use super::label;
+use super::times::{self, Blocked, Lengths, LongWait, OldTimer};
 use crate::address::RuntimeAddr;
 use crate::census::semaphores::Semaphore;
 use crate::census::stacks::StackGroup;
@@ -13,6 +14,7 @@ use crate::census::waits::{Channel, SiteWait};
 use crate::census::{Places, Status, TimerKind};
 use crate::event::StackId;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
+use crate::probe::BlockedTime;
 use crate::resolve::Program;
 use crate::resolve::pclntab::Frame;
 use crate::verdict::{self, Evidence, Level};
@@ -92,6 +94,9 @@ pub struct Goroutines {
     pub drift: u64,
     /// Why they disagreed: "" when they did not, "events lost", or "unexplained", which is a defect of leaktrace.
     pub drift_cause: &'static str,
+    /// Those that have been blocked for longest, as far as that is known; at most [`times::MOST_LISTED`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub longest_blocked: Vec<LongWait>,
 }
 
 /// Totals over all pending timers.
@@ -104,6 +109,20 @@ pub struct Timers {
     /// Whether the counts are missing: this binary does not tell where its heaps are.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unknown: bool,
+    /// Those that have been armed for longest; at most [`times::MOST_LISTED`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub oldest: Vec<OldTimer>,
+    /// How many were forgotten because the program had too many: if it resets one, its line is not known.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub forgotten: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One call site.
@@ -133,7 +152,13 @@ pub struct SiteReport {
     pub created_total: u64,
     /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
     pub ended_total: u64,
-    /// Timers stopped while tracing.
+    /// The timer that started its goroutines is of this kind, and the line is the one that armed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_by_timer: Option<&'static str>,
+    /// Timers armed again while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rearmed_total: Option<u64>,
+    /// Pending timers stopped while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_total: Option<u64>,
     /// Timers fired while tracing.
@@ -149,6 +174,16 @@ pub struct SiteReport {
     /// Their period: only for tickers that all have the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_seconds: Option<f64>,
+    /// How long before they are due its timers are armed, the shortest and the longest; of those armed while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub armed_for_seconds: Option<(f64, f64)>,
+    /// How long those lived whose birth and end were both heard: goroutines until they ended, timers until they fired,
+    /// were stopped or armed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetimes: Option<Lengths>,
+    /// How long its goroutines were blocked, by wait reason (level full).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked_time: Vec<Blocked>,
     /// Whether the line is where it was made; false for a timer armed before tracing, known by what it will call.
     pub attributed: bool,
     /// ok, suspect or leak.
@@ -287,6 +322,8 @@ pub struct Facts<'f> {
     pub wait_reasons: &'f [String],
     /// Where its goroutines are.
     pub places: &'f Places,
+    /// How long its goroutines were blocked: empty below level full.
+    pub blocked: &'f [BlockedTime],
     /// How it was watched.
     pub events: Events,
     /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
@@ -316,8 +353,15 @@ impl Report {
         }
 
         for group in &facts.places.stacks {
-            if let Some(id) = ledger.sites.known_goroutine(group.gopc, group.startpc) {
+            // Goroutines that timers started share all but their number with those of other lines.
+            let known = || ledger.sites.known_goroutine(group.gopc, group.startpc);
+            if let Some(id) = ledger.site_of(group.goids.0).or_else(known) {
                 tallies.entry(id).or_default().stacks.push(group);
+            }
+        }
+        for wait in facts.blocked {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().blocked.push(wait);
             }
         }
         for wait in &facts.places.channels {
@@ -331,7 +375,9 @@ impl Report {
             }
         }
 
+        let build = &facts.program.build;
         let mut goroutines = Goroutines {
+            longest_blocked: times::longest_waits(ledger, facts.wait_reasons, build, facts.now_ns),
             drift: ledger.drift.total(),
             drift_cause: match (ledger.drift.total(), facts.events.lost) {
                 (0, _) => "",
@@ -342,6 +388,8 @@ impl Report {
         };
         let mut timers = Timers {
             unknown: ledger.timers_unknown,
+            oldest: times::oldest_timers(ledger, build, facts.now_ns),
+            forgotten: ledger.forgotten_timers(),
             ..Timers::default()
         };
         let mut sites = Vec::new();
@@ -366,7 +414,7 @@ impl Report {
                     }
                 }
             }
-            if site.live > 0 || site.created > 0 || site.ended > 0 {
+            if site.live > 0 || site.created > 0 || site.ended > 0 || !tally.blocked.is_empty() {
                 sites.push(site_report(site, tally, symbols, &facts));
             }
         }
@@ -403,6 +451,7 @@ struct Tally<'p> {
     stacks: Vec<&'p StackGroup>,
     channels: Vec<&'p SiteWait<Channel>>,
     semaphores: Vec<&'p SiteWait<Semaphore>>,
+    blocked: Vec<&'p BlockedTime>,
     states: BTreeMap<State, u64>,
     stack_bytes: u64,
     oldest: Option<(u64, bool)>,
@@ -470,6 +519,8 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
         } else {
             site.stopped + site.fired
         },
+        started_by_timer: site.started_by.map(TimerKind::name),
+        rearmed_total: is_timer.then_some(site.rearmed),
         stopped_total: is_timer.then_some(site.stopped),
         fired_total: is_timer.then_some(site.fired),
         growth_per_minute: (growth_per_minute * 10.0).round() / 10.0,
@@ -480,6 +531,10 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
             .flatten()
             .filter(|period| *period > 0)
             .map(|period| seconds(period.unsigned_abs())),
+        armed_for_seconds: (site.armed_for_ns)
+            .map(|(shortest, longest)| (seconds(shortest), seconds(longest))),
+        lifetimes: Lengths::of(&site.lifetimes),
+        blocked_time: times::blocked(&tally.blocked, facts.wait_reasons),
         attributed: site.attributed,
         verdict: verdict.level,
         rule: verdict.rule,
@@ -591,7 +646,7 @@ fn creation_stack(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite>
         .collect()
 }
 
-fn state_name(state: State, wait_reasons: &[String]) -> String {
+pub(super) fn state_name(state: State, wait_reasons: &[String]) -> String {
     match state {
         State::New => "new".to_owned(),
         State::Runnable => "runnable".to_owned(),
@@ -610,7 +665,7 @@ fn state_name(state: State, wait_reasons: &[String]) -> String {
     clippy::cast_precision_loss,
     reason = "an age in nanoseconds loses less than a microsecond in a year"
 )]
-fn seconds(ns: u64) -> f64 {
+pub(super) fn seconds(ns: u64) -> f64 {
     (ns as f64 / 1e9 * 1000.0).round() / 1000.0
 }
 

@@ -1,34 +1,16 @@
-//! Probes onto one process: the planned instructions, verified once more, each with its cookie.
+//! Probes for one process: the planned instructions, verified once more.
 
-use std::{
-    fs::File,
-    num::NonZeroU32,
-    os::{fd::AsRawFd as _, unix::fs::FileExt as _},
-    sync::{Arc, Weak},
-};
+use std::{cell::RefCell, fs, fs::File, num::NonZeroU32, os::unix::fs::FileExt as _, rc::Rc};
 
-use aya::{
-    maps::{Array, MapData, MapError, PerCpuValues},
-    programs::{
-        ProgramError,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
-    },
-    sys::SyscallError,
-    util::nr_cpus,
-};
-use leaktrace_common::{
-    binary::{BinaryConfig, Cookie},
-    event::{Kind, Loss},
-    limits::SLOTS,
-    stack::StackKey,
-};
+use leaktrace_common::{binary::BinaryConfig, event::Kind};
 
-use crate::event::Slot;
+use crate::{event::Slot, target::Inode};
 
 use super::{
-    ProbeError, Probes,
-    load::{is_permission, with_causes},
+    ProbeError, Probes, Processes,
+    family::{Family, Scope},
     plan::Point,
+    slots::map_error,
 };
 
 /// What to attach to whom.
@@ -39,21 +21,24 @@ pub struct AttachRequest<'a> {
     pub executable: &'a File,
     /// The process, in our own pid namespace.
     pub pid: NonZeroU32,
-    /// Where this binary keeps its fields; `filled` is set here.
+    /// Where this binary keeps its fields; `filled` and `registers` are set here.
     pub binary: BinaryConfig,
     /// The instructions to probe.
     pub points: &'a [Point],
+    /// Whether the probes may be in other processes of the file too.
+    pub scope: Scope,
 }
 
-/// The probes on one process. Dropping it takes them off.
+/// The probes of one process. Dropping it takes them off, or leaves them to those who share them.
 pub struct AttachedSet {
     slot: u16,
-    links: Vec<UProbeLink>,
-    _lease: Arc<()>,
+    family: Rc<RefCell<Family>>,
+    processes: Processes,
+    _lease: Rc<()>,
 }
 
 impl AttachedSet {
-    /// The slot that this set's events carry.
+    /// The slot that this process's events carry.
     #[must_use]
     pub fn slot(&self) -> Slot {
         Slot(self.slot)
@@ -62,158 +47,110 @@ impl AttachedSet {
     /// How many probes are on.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.links.len()
+        self.family.borrow().probes_of(self.slot).0
     }
 
     /// Whether no probe is on.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
+        self.len() == 0
     }
 
-    /// Takes the probes off. Events that they left are still in the ring, and the counters can still be read.
+    /// Whether the probes are shared with other processes of the file.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        self.family.borrow().probes_of(self.slot).1
+    }
+
+    /// Takes the probes off, or leaves them to those who share them. Events that they left are still in the
+    /// ring, and the counters can still be read.
     pub fn detach(&mut self) {
-        self.links.clear();
+        let mut family = self.family.borrow_mut();
+        family.leave(self.slot, &self.processes);
+    }
+}
+
+impl Drop for AttachedSet {
+    fn drop(&mut self) {
+        self.detach();
     }
 }
 
 impl Probes {
-    /// Puts all probes of the request on, or none.
+    /// Puts all probes of the request on, or none. They begin to count together, once all are on.
     pub fn attach(&mut self, request: &AttachRequest<'_>) -> Result<AttachedSet, ProbeError> {
-        for probe in request.points {
-            verify(request.executable, probe)?;
+        for point in request.points {
+            verify(request.executable, point)?;
         }
-        if self.shared_cookies.is_some() && self.slots.iter().any(|user| user.strong_count() > 0) {
-            return Err(ProbeError::NoCookies(
-                "one set of programs serves one process at a time",
-            ));
-        }
+        same_pid_namespace(request.pid)?;
+        let inode =
+            Inode::of(request.executable).map_err(|error| map_error("executable", &error))?;
+        let family = self.family(inode);
         let (slot, lease) = self.lease_slot()?;
-        self.prepare(slot, request.binary)?;
-        if let Some(cookies) = &mut self.shared_cookies {
-            share_cookies(cookies, slot, request.points)?;
-        }
-        let mut set = AttachedSet {
+        let mut binary = request.binary;
+        binary.registers = registers(request.points);
+        self.prepare(slot, binary)?;
+        self.join(&mut family.borrow_mut(), slot, request)?;
+        Ok(AttachedSet {
             slot,
-            links: Vec::with_capacity(request.points.len()),
+            family,
+            processes: Rc::clone(&self.processes),
             _lease: lease,
-        };
-        // Ends go on before births, so that no goroutine is seen to be born whose end is not.
-        let mut probes: Vec<_> = request.points.iter().collect();
-        probes.sort_by_key(|probe| std::cmp::Reverse(probe.kind));
-        for probe in probes {
-            set.links.push(self.attach_one(request, slot, probe)?);
-        }
-        Ok(set)
+        })
     }
 
-    fn attach_one(
-        &mut self,
-        request: &AttachRequest<'_>,
-        slot: u16,
-        probe: &Point,
-    ) -> Result<UProbeLink, ProbeError> {
-        let point = UProbeAttachPoint {
-            location: UProbeAttachLocation::AbsoluteOffset(probe.offset.0),
-            cookie: self
-                .shared_cookies
-                .is_none()
-                .then(|| cookie(slot, probe).to_bits()),
-        };
-        // The kernel opens the path again; through our descriptor it cannot be another file.
-        let path = format!("/proc/self/fd/{}", request.executable.as_raw_fd());
-        let program = self.program(probe.kind)?;
-        let link = program
-            .attach(point, path, UProbeScope::OneProcess(request.pid))
-            .and_then(|id| program.take_link(id));
-        link.map_err(|error| attach_error(request.pid, probe, &error))
-    }
-
-    /// A slot that nobody uses, the longest unused first, so that late events of its last user are gone.
-    fn lease_slot(&mut self) -> Result<(u16, Arc<()>), ProbeError> {
-        let count = SLOTS as usize;
-        self.slots.resize_with(count, Weak::new);
-        let free = (0..count)
-            .map(|step| (self.next_slot + step) % count)
-            .find(|&index| {
-                self.slots
-                    .get(index)
-                    .is_some_and(|user| user.strong_count() == 0)
-            });
-        let (Some(index), lease) = (free, Arc::new(())) else {
-            return Err(ProbeError::NoSlot(SLOTS));
-        };
-        if let Some(user) = self.slots.get_mut(index) {
-            *user = Arc::downgrade(&lease);
-        }
-        self.next_slot = (index + 1) % count;
-        let number = u16::try_from(index).map_err(|_| ProbeError::NoSlot(SLOTS))?;
-        Ok((number, lease))
-    }
-
-    /// Clears what the last user of the slot left, and tells the programs about the binary.
-    fn prepare(&mut self, slot: u16, binary: BinaryConfig) -> Result<(), ProbeError> {
-        let stale: Vec<u64> = self
-            .stacks
-            .keys()
-            .filter_map(Result::ok)
-            .filter(|&key| StackKey::from_bits(key).is_some_and(|key| key.slot() == slot))
-            .collect();
-        for key in stale {
-            match self.stacks.remove(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(map_error("stacks", &error)),
+    /// Gives a process other probes, or none for a while: its slot and its counters stay. Where it shared a set,
+    /// the others get sets of their own, for it would go on paying for a shared one.
+    ///
+    /// # Errors
+    /// When the new ones cannot be put on; the old ones are on then (before Linux 5.15 perhaps none).
+    pub fn replan(&mut self, set: &AttachedSet, points: &[Point]) -> Result<(), ProbeError> {
+        let mut family = set.family.borrow_mut();
+        let scope = family.wish_of(set.slot);
+        if let Some(executable) = family.executable_of(set.slot) {
+            for point in points {
+                verify(executable, point)?;
             }
         }
-        let cpus = nr_cpus().map_err(|(_, error)| map_error("counters", &error))?;
-        for (table, stride) in [(&mut self.lost, Loss::COUNT), (&mut self.hits, Kind::COUNT)] {
-            let row = u32::from(slot) * stride;
-            for index in row..row + stride {
-                let zeros = PerCpuValues::try_from(vec![0; cpus])
-                    .map_err(|error| map_error("counters", &error))?;
-                table
-                    .set(index, zeros, 0)
-                    .map_err(|error| map_error("counters", &error))?;
-            }
-        }
-        let filled = BinaryConfig {
-            filled: 1,
-            ..binary
-        };
-        self.binaries
-            .set(u32::from(slot), filled, 0)
-            .map_err(|error| map_error("binaries", &error))
+        self.change(&mut family, set.slot, scope, Some(points))
+    }
+
+    /// Lets a process share its probes with others of its file, or not: because one that is not traced runs the
+    /// file too, and would pay for a shared set.
+    ///
+    /// # Errors
+    /// As [`Probes::replan`].
+    pub fn rescope(&mut self, set: &AttachedSet, scope: Scope) -> Result<(), ProbeError> {
+        let mut family = set.family.borrow_mut();
+        self.change(&mut family, set.slot, scope, None)
     }
 }
 
-/// What the programs must know of one probe.
-fn cookie(slot: u16, probe: &Point) -> Cookie {
-    Cookie {
-        slot,
-        register: probe.register,
-    }
+/// By kind, the register of the first point: all of a kind use the same where there are no cookies
+/// (`Plan::without_cookies`).
+fn registers(points: &[Point]) -> [u8; Kind::COUNT as usize] {
+    Kind::ALL.map(|kind| {
+        let mut points = points.iter();
+        points
+            .find(|point| point.kind == kind)
+            .map_or(0, |point| point.register)
+    })
 }
 
-/// Tells the programs the one cookie of each kind, before any probe is on.
-fn share_cookies(
-    cookies: &mut Array<MapData, u64>,
-    slot: u16,
-    points: &[Point],
-) -> Result<(), ProbeError> {
-    for (index, probe) in points.iter().enumerate() {
-        let earlier = points.get(..index).unwrap_or_default();
-        if (earlier.iter())
-            .any(|other| other.kind == probe.kind && other.register != probe.register)
-        {
-            return Err(ProbeError::NoCookies(
-                "two probes of one kind cannot find their object in two registers",
-            ));
+/// The programs are told of a process by its pid: they must know it by the same.
+fn same_pid_namespace(pid: NonZeroU32) -> Result<(), ProbeError> {
+    let (own, its) = (
+        fs::read_link("/proc/self/ns/pid").ok(),
+        fs::read_link(format!("/proc/{pid}/ns/pid")).ok(),
+    );
+    // In the machine's first pid namespace every process has a number.
+    let everywhere = own.as_deref() == Some(std::path::Path::new(super::load::FIRST_PID_NAMESPACE));
+    match (own, its) {
+        (Some(own), Some(its)) if !everywhere && own != its => {
+            Err(ProbeError::OtherPidNamespace(pid.get()))
         }
-        cookies
-            .set(probe.kind as u32, cookie(slot, probe).to_bits(), 0)
-            .map_err(|error| map_error("cookies", &error))?;
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Refuses to probe an instruction that is not the one that was found.
@@ -233,34 +170,6 @@ fn verify(executable: &File, probe: &Point) -> Result<(), ProbeError> {
         });
     }
     Ok(())
-}
-
-fn attach_error(pid: NonZeroU32, probe: &Point, error: &ProgramError) -> ProbeError {
-    match error {
-        ProgramError::SyscallError(SyscallError { io_error, .. }) if is_permission(io_error) => {
-            ProbeError::NotPermitted {
-                doing: "attach uprobes",
-            }
-        }
-        // ESRCH is 3 on every Linux.
-        ProgramError::SyscallError(SyscallError { io_error, .. })
-            if io_error.raw_os_error() == Some(3) =>
-        {
-            ProbeError::TargetGone(pid.get())
-        }
-        _ => ProbeError::Refused {
-            kind: probe.kind,
-            offset: probe.offset,
-            error: with_causes(error),
-        },
-    }
-}
-
-fn map_error(map: &'static str, error: &(dyn std::error::Error + 'static)) -> ProbeError {
-    ProbeError::Map {
-        map,
-        error: with_causes(error),
-    }
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {

@@ -1,6 +1,8 @@
 //! The embedded eBPF object into the kernel: maps at once, each program when it is first asked for.
 
-use std::io;
+use std::{
+    cell::RefCell, collections::HashMap, fs, io, os::unix::fs::MetadataExt as _, path::Path, rc::Rc,
+};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -23,8 +25,10 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Distinct creation stacks.
     pub stacks: u32,
-    /// Whether attach cookies are used; without them one process at a time can have probes, and all
-    /// probes of one kind must find their object in the same register.
+    /// Goroutines whose waits can be watched; 0 where no process is traced on level `full`.
+    pub waits: u32,
+    /// Whether attach cookies are used; without them each process has probes of its own, and all probes of
+    /// one kind must find their object in the same register.
     pub cookies: bool,
 }
 
@@ -33,6 +37,7 @@ impl Default for LoadOptions {
         Self {
             ring_bytes: limits::RING_BYTES,
             stacks: limits::STACKS,
+            waits: limits::WAITS,
             cookies: has_cookies(),
         }
     }
@@ -49,10 +54,23 @@ impl Probes {
     ///
     /// The memlock limit matters only before Linux 5.11, which charges maps to the memory cgroup; there aya raises it.
     pub fn load(options: &LoadOptions) -> Result<(Self, Ring), ProbeError> {
+        let (device, inode) = own_pid_namespace();
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("EVENTS", options.ring_bytes.next_power_of_two())
             .map_max_entries("STACKS", options.stacks)
+            // The kernel takes the memory of both at once, used or not; it has no maps without entries.
+            .map_max_entries("WAITS", options.waits.max(1))
+            .map_max_entries(
+                "WAIT_TOTALS",
+                if options.waits == 0 {
+                    1
+                } else {
+                    limits::WAIT_KINDS
+                },
+            )
             .override_global("HAS_COOKIES", &u32::from(options.cookies), true)
+            .override_global("PID_NAMESPACE_DEVICE", &device, true)
+            .override_global("PID_NAMESPACE_INODE", &inode, true)
             .load(OBJECT)
             .map_err(object_error)?;
         let flush_log: Option<Box<dyn FnMut() + Send>> = match EbpfLogger::init(&mut ebpf) {
@@ -68,14 +86,16 @@ impl Probes {
             stacks: take(&mut ebpf, "STACKS")?,
             lost: take(&mut ebpf, "LOST")?,
             hits: take(&mut ebpf, "HITS")?,
-            shared_cookies: if options.cookies {
-                None
-            } else {
-                Some(take(&mut ebpf, "COOKIES")?)
-            },
+            waits: take(&mut ebpf, "WAITS")?,
+            wait_totals: take(&mut ebpf, "WAIT_TOTALS")?,
+            strangers: take(&mut ebpf, "STRANGERS")?,
+            processes: Rc::new(RefCell::new(take(&mut ebpf, "PROCESSES")?)),
+            cookies: options.cookies,
+            families: HashMap::new(),
             ebpf,
             slots: Vec::new(),
             next_slot: 0,
+            last_set: 0,
             flush_log,
         };
         Ok((probes, ring))
@@ -94,6 +114,26 @@ impl Probes {
             program.load().map_err(|error| program_error(name, error))?;
         }
         Ok(program)
+    }
+}
+
+/// The name of the machine's first pid namespace: its inode is fixed (include/linux/proc_ns.h:
+/// PROC_PID_INIT_INO).
+pub const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
+
+/// Device, as the kernel writes it, and inode of leaktrace's own pid namespace; zeros for the machine's first,
+/// and where /proc does not tell.
+fn own_pid_namespace() -> (u64, u64) {
+    const OWN: &str = "/proc/self/ns/pid";
+    let first = fs::read_link(OWN).is_ok_and(|name| name == Path::new(FIRST_PID_NAMESPACE));
+    match fs::metadata(OWN) {
+        Ok(own) if !first => {
+            let device = own.dev();
+            // MKDEV of include/linux/kdev_t.h.
+            let kernels = nix::sys::stat::major(device) << 20 | nix::sys::stat::minor(device);
+            (kernels, own.ino())
+        }
+        _ => (0, 0),
     }
 }
 

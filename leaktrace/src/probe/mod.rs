@@ -1,48 +1,70 @@
 //! Put the probes on: the only part of leaktrace that gives programs to the kernel.
 //!
-//! [`plan()`] chooses, [`Probes::load`] loads, [`Probes::attach`] attaches to one process. Dropping an
-//! [`AttachedSet`] takes its probes off, and so does the end of this process in
-//! whatever way: the kernel ties them to file descriptors.
+//! [`plan()`] chooses, [`Probes::load`] loads, [`Probes::attach`] attaches to one process, or lets it share the
+//! probes of the others that run the same file. Dropping an [`AttachedSet`] takes its probes off, and so does
+//! the end of this process in whatever way: the kernel ties them to file descriptors.
 
 mod attach;
+mod family;
 mod load;
 mod plan;
+mod slots;
 mod trial;
+mod waits;
 
-use std::{io, sync::Weak};
+use std::{
+    cell::RefCell,
+    io,
+    rc::{Rc, Weak},
+};
 
 pub use attach::{AttachRequest, AttachedSet};
 use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray},
 };
+use family::Family;
+pub use family::Scope;
 use leaktrace_common::{
     binary::BinaryConfig,
     event::{Kind, Loss},
     limits::STACK_DEPTH,
+    process::Enrolment,
+    wait::{TotalsKey, Wait, WaitKey, WaitTotals},
 };
-pub use load::{LoadOptions, has_cookies};
+pub use load::{FIRST_PID_NAMESPACE, LoadOptions, has_cookies};
 pub use plan::{Level, Plan, Point, binary_config, plan};
 use thiserror::Error;
 pub use trial::{Features, Offer, Trial, features, try_probe};
+pub use waits::BlockedTime;
 
 use crate::{
     address::{FileOffset, RuntimeAddr},
     event::{Slot, StackId},
+    target::Inode,
 };
 
-/// The loaded object: its programs and maps, and who uses which slot.
+/// The map of processes, which each [`AttachedSet`] leaves by itself.
+type Processes = Rc<RefCell<HashMap<MapData, u32, Enrolment>>>;
+
+/// The loaded object: its programs and maps, who uses which slot, and which processes run the same file.
 pub struct Probes {
     ebpf: Ebpf,
     binaries: Array<MapData, BinaryConfig>,
     stacks: HashMap<MapData, u64, [u64; STACK_DEPTH]>,
     lost: PerCpuArray<MapData, u64>,
     hits: PerCpuArray<MapData, u64>,
-    /// Where the programs look for their cookies when the kernel gives them none; by kind.
-    shared_cookies: Option<Array<MapData, u64>>,
+    waits: HashMap<MapData, WaitKey, Wait>,
+    wait_totals: HashMap<MapData, TotalsKey, WaitTotals>,
+    strangers: PerCpuArray<MapData, u64>,
+    processes: Processes,
+    /// Whether the programs are told by a cookie which set they belong to; without, no set is shared.
+    cookies: bool,
+    families: std::collections::HashMap<Inode, Weak<RefCell<Family>>>,
     /// A slot is in use while its set lives.
     slots: Vec<Weak<()>>,
     next_slot: usize,
+    last_set: u32,
     /// Passes on what the programs logged; there only when they were built to log.
     flush_log: Option<Box<dyn FnMut() + Send>>,
 }
@@ -58,6 +80,20 @@ impl Probes {
     #[must_use]
     pub fn hits(&self, set: &AttachedSet) -> [u64; Kind::COUNT as usize] {
         counters(&self.hits, set.slot())
+    }
+
+    /// Whether probes are told by a cookie what they are for.
+    #[must_use]
+    pub fn has_cookies(&self) -> bool {
+        self.cookies
+    }
+
+    /// How often a probe was hit by a process that is not traced: one that runs the same file as traced
+    /// ones do, or one whose probes are being put on or taken off.
+    #[must_use]
+    pub fn strangers(&self) -> u64 {
+        let [count] = counters(&self.strangers, Slot(0));
+        count
     }
 
     /// Return addresses of a creation stack, innermost first; `None` when it is no longer kept, which
@@ -143,9 +179,11 @@ pub enum ProbeError {
     /// Every slot is taken.
     #[error("{0} processes have probes already: stop tracing one of them first")]
     NoSlot(u32),
-    /// The kernel has no attach cookies, and the probes could not be told apart without.
-    #[error("this kernel has no attach cookies (Linux 5.15 or later has): {0}")]
-    NoCookies(&'static str),
+    /// The process lives in another pid namespace than leaktrace, which the programs cannot look into.
+    #[error(
+        "process {0} is in a pid namespace below leaktrace's own: run leaktrace in the machine's pid namespace (Docker: --pid=host, Kubernetes: hostPID: true)"
+    )]
+    OtherPidNamespace(u32),
     /// The probe on leaktrace itself could not be tried.
     #[error("no probe could be tried: {0}")]
     NoTrial(&'static str),

@@ -12,7 +12,7 @@ use aya::{maps::MapType, sys::is_map_supported};
 use leaktrace_common::{binary::BinaryConfig, event::Kind};
 use procfs::process::MMapPath;
 
-use super::{AttachRequest, LoadOptions, Point, ProbeError, Probes, has_cookies};
+use super::{AttachRequest, LoadOptions, Point, ProbeError, Probes, Scope, has_cookies};
 use crate::{
     address::{FileOffset, VirtAddr},
     resolve::{
@@ -73,6 +73,7 @@ pub fn try_probe() -> Result<Trial, ProbeError> {
             register: 0,
             execution: Execution::Emulated,
         }],
+        scope: Scope::Process,
     })?;
     let traced = time_calls();
     set.detach();

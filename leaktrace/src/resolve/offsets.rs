@@ -58,6 +58,9 @@ offsets! {
     g_goid: u32 = ["g.goid"],
     /// `g.waitsince`: when it blocked, in nanoseconds; set by the garbage collector only.
     g_waitsince: u32 = ["g.waitsince"],
+    /// `g.trackingSeq`, one byte: counts how often the goroutine stopped running (Go 1.17 and on; the table has it of the
+    /// releases that have a toolchain).
+    g_tracking_seq: Option<u32> = ["g.trackingSeq"],
     /// `g.waitreason`, one byte.
     g_waitreason: u32 = ["g.waitreason"],
     /// `g.parentGoid`, from Go 1.21.

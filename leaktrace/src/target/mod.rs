@@ -3,6 +3,9 @@
 mod process;
 
 use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 
 pub use process::{Process, TargetError};
 
@@ -17,10 +20,33 @@ impl fmt::Display for Pid {
 }
 
 /// The identity of a target.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TargetId {
     /// The process id.
     pub pid: Pid,
     /// When it started, in clock ticks since boot (`/proc/PID/stat`, field 22).
     pub start_ticks: u64,
+}
+
+/// A file, whatever its name: its device too, because numbers are only unique on one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Inode {
+    /// The device that holds it (`st_dev`).
+    pub device: u64,
+    /// Its number there.
+    pub number: u64,
+}
+
+impl Inode {
+    /// Of an open file.
+    ///
+    /// # Errors
+    /// When the file cannot be looked at.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let found = file.metadata()?;
+        Ok(Self {
+            device: found.dev(),
+            number: found.ino(),
+        })
+    }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use procfs::ProcError;
 use procfs::process::{self as proc_fs, MMPermissions, MMapPath};
 
-use super::{Pid, TargetId};
+use super::{Inode, Pid, TargetId};
 use crate::address::{LoadBias, RuntimeAddr, VirtAddr};
 use crate::resolve::ReadAt;
 
@@ -97,6 +97,12 @@ impl Process {
     #[must_use]
     pub fn executable(&self) -> &File {
         &self.file
+    }
+
+    /// Which file it runs; `None` when that cannot be looked at.
+    #[must_use]
+    pub fn inode(&self) -> Option<Inode> {
+        Inode::of(&self.file).ok()
     }
 
     /// What the kernel added to the linked addresses: where it put the program headers, less where they were linked.

@@ -1,0 +1,245 @@
+//! All targets of one leaktrace: one set of programs and one ring buffer serve them all.
+//!
+//! The ring is drained centrally, and each event goes to the session whose slot it carries. What two processes run
+//! is resolved once.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use anyhow::anyhow;
+use leaktrace_common::limits::WAITS;
+
+use crate::event::{Ring, Slot};
+use crate::ledger::Drift;
+use crate::probe::{Level, LoadOptions, Probes, Scope};
+use crate::resolve::{self, Program, Refusal};
+use crate::session::{Depth, Session};
+use crate::target::{Inode, Pid, Process, TargetId};
+
+/// Targets and what they share.
+#[derive(Default)]
+pub struct Fleet {
+    /// Dropped before the programs that their probes run.
+    sessions: BTreeMap<TargetId, Session>,
+    by_slot: HashMap<Slot, TargetId>,
+    tracer: Option<Tracer>,
+    programs: Programs,
+    /// Records that made no sense, and events of targets that are no longer there.
+    undecodable: u64,
+    late: u64,
+}
+
+/// The loaded programs and the reading end of their ring.
+struct Tracer {
+    probes: Probes,
+    ring: Ring,
+}
+
+/// Records taken from the ring in one go, so that a storm cannot keep the caller from its other work.
+const DRAIN_RECORDS: usize = 1 << 20;
+
+impl Fleet {
+    /// Looks at a process and its executable, and takes it in. Nothing is attached.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn open(&mut self, pid: Pid) -> anyhow::Result<TargetId> {
+        self.take_in(Process::open(pid)?)
+    }
+
+    /// The same for a process that was found already.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub fn take_in(&mut self, process: Process) -> anyhow::Result<TargetId> {
+        let id = process.id;
+        let programs = &mut self.programs;
+        let session = Session::of(process, |executable| programs.resolve(executable))?;
+        self.sessions.insert(id, session);
+        Ok(id)
+    }
+
+    /// Puts the probes of `level` on a target; with [`Scope::File`] it shares them with others that run its file.
+    ///
+    /// # Errors
+    /// When the programs cannot be loaded, or as [`Session::attach`].
+    pub fn attach(&mut self, id: TargetId, level: Level, scope: Scope) -> anyhow::Result<()> {
+        if level == Level::None {
+            return Ok(());
+        }
+        let tracer = match &mut self.tracer {
+            Some(tracer) => tracer,
+            none => {
+                let (probes, ring) = Probes::load(&LoadOptions {
+                    // The kernel takes their memory at once.
+                    waits: if level == Level::Full { WAITS } else { 0 },
+                    ..LoadOptions::default()
+                })?;
+                none.insert(Tracer { probes, ring })
+            }
+        };
+        let session = self.sessions.get_mut(&id).ok_or_else(|| unknown(id))?;
+        session.attach(&mut tracer.probes, level, scope)?;
+        if let Some(slot) = session.slot() {
+            self.by_slot.insert(slot, id);
+        }
+        Ok(())
+    }
+
+    /// Gives a target the probes of another level. Those with whom it shared them go on without a gap.
+    ///
+    /// # Errors
+    /// When they cannot be put on; the old ones are on then.
+    pub fn change_level(&mut self, id: TargetId, level: Level) -> anyhow::Result<()> {
+        let session = self.sessions.get_mut(&id).ok_or_else(|| unknown(id))?;
+        match &mut self.tracer {
+            Some(tracer) if session.slot().is_some() => {
+                session.change_level(&mut tracer.probes, level)
+            }
+            _ => self.attach(id, level, Scope::Process),
+        }
+    }
+
+    /// Lets the targets that run this file share their probes, or not.
+    ///
+    /// # Errors
+    /// When the new probes cannot be put on; the old ones are on then.
+    pub fn change_scope(&mut self, file: Inode, scope: Scope) -> anyhow::Result<()> {
+        let Some(tracer) = &mut self.tracer else {
+            return Ok(());
+        };
+        for session in self.sessions.values_mut() {
+            if session.process.inode() == Some(file) {
+                session.change_scope(&mut tracer.probes, scope)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Books what the probes have said since the last call; answers how many events that were.
+    pub fn drain(&mut self) -> usize {
+        let Some(tracer) = &mut self.tracer else {
+            return 0;
+        };
+        let (sessions, by_slot, late) = (&mut self.sessions, &self.by_slot, &mut self.late);
+        let probes = &tracer.probes;
+        let drained = tracer.ring.drain(DRAIN_RECORDS, |event| {
+            match by_slot.get(&event.slot).and_then(|id| sessions.get_mut(id)) {
+                Some(session) => session.apply(&event, probes),
+                None => *late += 1,
+            }
+        });
+        self.undecodable += drained.undecodable as u64;
+        tracer.probes.flush_log();
+        drained.records
+    }
+
+    /// Counts what is really alive in a target and corrects its books with it.
+    ///
+    /// # Errors
+    /// When the target is gone or its memory makes no sense.
+    pub fn census(&mut self, id: TargetId, depth: Depth) -> anyhow::Result<Drift> {
+        let session = self.sessions.get(&id).ok_or_else(|| unknown(id))?;
+        let look = session.look(depth)?;
+        // Every event from before the census ended must be booked first. A probe stamps its record some
+        // microseconds before it is in the ring, on another processor; so look again a moment later.
+        self.drain();
+        if self.tracer.is_some() {
+            std::thread::sleep(Duration::from_millis(1));
+            self.drain();
+        }
+        let session = self.sessions.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let waits = (self.tracer.as_ref())
+            .map(|tracer| session.waits(&look, &tracer.probes))
+            .unwrap_or_default();
+        let drift = session.book(look);
+        session.note_waits(waits);
+        if let Some(tracer) = &self.tracer {
+            session.note_counters(&tracer.probes, self.undecodable);
+        }
+        Ok(drift)
+    }
+
+    /// One target.
+    ///
+    /// # Errors
+    /// When it was never taken in, or was let go.
+    pub fn session(&self, id: TargetId) -> anyhow::Result<&Session> {
+        self.sessions.get(&id).ok_or_else(|| unknown(id))
+    }
+
+    /// All targets.
+    pub fn sessions(&self) -> impl Iterator<Item = (TargetId, &Session)> {
+        self.sessions.iter().map(|(id, session)| (*id, session))
+    }
+
+    /// Takes the probes off a target and forgets it; its last report is the caller's to keep.
+    pub fn let_go(&mut self, id: TargetId) -> Option<Session> {
+        let mut session = self.sessions.remove(&id)?;
+        if let Some(slot) = session.slot() {
+            self.by_slot.remove(&slot);
+        }
+        session.detach();
+        Some(session)
+    }
+
+    /// Hits of probes in processes that are not traced, since the programs were loaded.
+    #[must_use]
+    pub fn strangers(&self) -> u64 {
+        (self.tracer.as_ref()).map_or(0, |tracer| tracer.probes.strangers())
+    }
+
+    /// Events that came after their target had been let go.
+    #[must_use]
+    pub fn late_events(&self) -> u64 {
+        self.late
+    }
+}
+
+fn unknown(id: TargetId) -> anyhow::Error {
+    anyhow!("process {} is not watched", id.pid)
+}
+
+/// What executables hold, while anybody needs it: processes that run the same file share it.
+#[derive(Default)]
+struct Programs {
+    known: HashMap<Version, Weak<Program>>,
+}
+
+/// A file in one state. A build id is not asked, because it is what the file says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Version {
+    inode: Inode,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Programs {
+    fn resolve(&mut self, executable: &File) -> Result<Rc<Program>, Refusal> {
+        let version = version(executable);
+        let known = version.and_then(|version| self.known.get(&version)?.upgrade());
+        if let Some(program) = known {
+            return Ok(program);
+        }
+        let program = Rc::new(resolve::resolve_running(executable)?);
+        self.known.retain(|_, program| program.strong_count() > 0);
+        if let Some(version) = version {
+            self.known.insert(version, Rc::downgrade(&program));
+        }
+        Ok(program)
+    }
+}
+
+fn version(file: &File) -> Option<Version> {
+    let found = file.metadata().ok()?;
+    Some(Version {
+        inode: Inode::of(file).ok()?,
+        bytes: found.len(),
+        modified: (found.mtime(), found.mtime_nsec()),
+        changed: (found.ctime(), found.ctime_nsec()),
+    })
+}

@@ -1,0 +1,340 @@
+//! The traced processes of one file, and who of them shares its probes.
+//!
+//! A probe lies on a file's inode. Where each process has probes of its own, every hit in any of them asks every
+//! one's probe whether it is meant; so processes of one file share one set, and the map of processes tells the
+//! hits apart. A shared probe is in every process that runs the file: hence a process that is to have fewer
+//! probes than the others, or none, makes the others give up the shared set for sets of their own.
+//!
+//! Either way round the new set is put on first; then the processes are told, one word in a map each, which set
+//! counts; then the old set is taken off. No hit is missed and none is counted twice, but for those that the very
+//! change of the word falls into.
+
+use std::{
+    cell::RefCell,
+    fs::File,
+    io::ErrorKind,
+    num::NonZeroU32,
+    os::fd::AsRawFd as _,
+    rc::{Rc, Weak},
+};
+
+use aya::{
+    maps::MapError,
+    programs::{
+        ProgramError,
+        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope},
+    },
+    sys::SyscallError,
+};
+use leaktrace_common::{binary::Cookie, process::Enrolment};
+
+use crate::target::Inode;
+
+use super::{
+    AttachRequest, ProbeError, Probes, Processes,
+    load::{is_permission, with_causes},
+    plan::Point,
+    slots::map_error,
+};
+
+/// Whose threads may hit the probes of a process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Its own only.
+    #[default]
+    Process,
+    /// Those of every process that runs the same file, so that several traced ones can share one set.
+    File,
+}
+
+/// The traced processes of one file.
+#[derive(Default)]
+pub(super) struct Family {
+    members: Vec<Member>,
+    shared: Option<LinkSet>,
+}
+
+/// One traced process.
+struct Member {
+    pid: NonZeroU32,
+    slot: u16,
+    scope: Scope,
+    executable: File,
+    points: Rc<[Point]>,
+    own: Option<LinkSet>,
+}
+
+/// Probes that are on.
+struct LinkSet {
+    number: u32,
+    points: Rc<[Point]>,
+    links: Vec<UProbeLink>,
+}
+
+impl Family {
+    /// How many probes this process hits, and whether they are shared.
+    pub(super) fn probes_of(&self, slot: u16) -> (usize, Scope) {
+        let member = self.members.iter().find(|member| member.slot == slot);
+        match (member, &self.shared) {
+            (Some(Member { own: Some(own), .. }), _) => (own.links.len(), Scope::Process),
+            (Some(member), Some(shared)) if !member.points.is_empty() => {
+                (shared.links.len(), Scope::File)
+            }
+            _ => (0, Scope::Process),
+        }
+    }
+
+    /// Whether the process may share.
+    pub(super) fn wish_of(&self, slot: u16) -> Scope {
+        let member = self.members.iter().find(|member| member.slot == slot);
+        member.map_or(Scope::Process, |member| member.scope)
+    }
+
+    /// The file that the process runs.
+    pub(super) fn executable_of(&self, slot: u16) -> Option<&File> {
+        let member = self.members.iter().find(|member| member.slot == slot);
+        member.map(|member| &member.executable)
+    }
+
+    /// Takes a process out. Those that stay keep what they have.
+    pub(super) fn leave(&mut self, slot: u16, processes: &Processes) {
+        if let Some(index) = self.members.iter().position(|member| member.slot == slot) {
+            strike(processes, self.members.swap_remove(index).pid);
+        }
+        if self.members.is_empty() {
+            self.shared = None;
+        }
+    }
+
+    fn member(&mut self, slot: u16) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.slot == slot)
+    }
+
+    /// Whether one set can serve all: there are several, all may share, and all want the same.
+    fn can_share(&self) -> bool {
+        let mut members = self.members.iter();
+        let Some(first) = members.next() else {
+            return false;
+        };
+        let like_first =
+            |member: &Member| member.scope == Scope::File && member.points == first.points;
+        self.members.len() > 1 && !first.points.is_empty() && self.members.iter().all(like_first)
+    }
+}
+
+impl Probes {
+    /// The family of a file, empty when nobody of it is traced.
+    pub(super) fn family(&mut self, inode: Inode) -> Rc<RefCell<Family>> {
+        if let Some(family) = self.families.get(&inode).and_then(Weak::upgrade) {
+            return family;
+        }
+        self.families.retain(|_, family| family.strong_count() > 0);
+        let family = Rc::new(RefCell::new(Family::default()));
+        self.families.insert(inode, Rc::downgrade(&family));
+        family
+    }
+
+    /// Takes a process in and puts its probes on.
+    pub(super) fn join(
+        &mut self,
+        family: &mut Family,
+        slot: u16,
+        request: &AttachRequest<'_>,
+    ) -> Result<(), ProbeError> {
+        let executable = request.executable.try_clone();
+        family.members.push(Member {
+            pid: request.pid,
+            slot,
+            scope: request.scope,
+            executable: executable.map_err(|error| map_error("open files", &error))?,
+            points: in_order(request.points),
+            own: None,
+        });
+        let joined = self.settle(family, slot);
+        if joined.is_err() {
+            family.leave(slot, &self.processes);
+        }
+        joined
+    }
+
+    /// Gives a process other probes, or lets it share or not. After an error it has those that it had.
+    pub(super) fn change(
+        &mut self,
+        family: &mut Family,
+        slot: u16,
+        scope: Scope,
+        points: Option<&[Point]>,
+    ) -> Result<(), ProbeError> {
+        let Some(member) = family.member(slot) else {
+            return Ok(());
+        };
+        let before = (member.scope, Rc::clone(&member.points));
+        member.scope = scope;
+        if let Some(points) = points {
+            member.points = in_order(points);
+        }
+        let changed = self.settle(family, slot);
+        if changed.is_err()
+            && let Some(member) = family.member(slot)
+        {
+            (member.scope, member.points) = before;
+        }
+        changed
+    }
+
+    /// Makes what is on be what the members want. Nothing has changed after an error, which is about the process
+    /// at `slot`, or says that the kernel takes no more probes.
+    fn settle(&mut self, family: &mut Family, slot: u16) -> Result<(), ProbeError> {
+        if self.cookies && family.can_share() {
+            self.share(family)
+        } else {
+            self.separate(family, slot)
+        }
+    }
+
+    fn share(&mut self, family: &mut Family) -> Result<(), ProbeError> {
+        let Some(first) = family.members.first() else {
+            return Ok(());
+        };
+        let (number, before) = match &family.shared {
+            Some(shared) if shared.points == first.points => (shared.number, None),
+            _ => {
+                let set = self.put_on(&first.executable, None, &first.points)?;
+                (set.number, family.shared.replace(set))
+            }
+        };
+        for member in &family.members {
+            self.enrol(member, number)?;
+        }
+        drop(before);
+        for member in &mut family.members {
+            member.own = None;
+        }
+        Ok(())
+    }
+
+    fn separate(&mut self, family: &mut Family, slot: u16) -> Result<(), ProbeError> {
+        let mut fresh = Vec::new();
+        for (index, member) in family.members.iter_mut().enumerate() {
+            let wanted = &member.points;
+            if (member.own.as_ref()).map_or(wanted.is_empty(), |own| own.points == *wanted) {
+                continue;
+            }
+            if !self.cookies {
+                // Both sets would count: better a gap.
+                strike(&self.processes, member.pid);
+                member.own = None;
+            }
+            let set = match self.put_on(&member.executable, Some(member.pid), wanted) {
+                Ok(set) => Some(set),
+                // Whoever watches it will notice.
+                Err(ProbeError::TargetGone(_)) if member.slot != slot => None,
+                Err(error) => return Err(error),
+            };
+            fresh.push((index, set));
+        }
+        let mut before = Vec::new();
+        for (index, set) in fresh {
+            if let Some(member) = family.members.get_mut(index) {
+                match &set {
+                    Some(set) if !set.points.is_empty() => self.enrol(member, set.number)?,
+                    _ => strike(&self.processes, member.pid),
+                }
+                before.push(std::mem::replace(&mut member.own, set));
+            }
+        }
+        before.push(family.shared.take());
+        Ok(())
+    }
+
+    /// Puts probes on for one process, or for all of the file. They count for nobody yet.
+    fn put_on(
+        &mut self,
+        executable: &File,
+        pid: Option<NonZeroU32>,
+        points: &Rc<[Point]>,
+    ) -> Result<LinkSet, ProbeError> {
+        // 0 is the number of a probe without a cookie.
+        self.last_set = self.last_set.wrapping_add(1).max(1);
+        let number = self.last_set;
+        // The kernel opens the path again; through our descriptor it cannot be another file.
+        let path = format!("/proc/self/fd/{}", executable.as_raw_fd());
+        let scope = pid.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
+        let mut links = Vec::with_capacity(points.len());
+        for point in points.iter() {
+            let cookie = Cookie {
+                set: number,
+                register: point.register,
+            };
+            let place = UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(point.offset.0),
+                cookie: self.cookies.then(|| cookie.to_bits()),
+            };
+            let program = self.program(point.kind)?;
+            let link = program
+                .attach(place, &path, scope)
+                .and_then(|id| program.take_link(id))
+                .map_err(|error| attach_error(pid, point, &error))?;
+            links.push(link);
+        }
+        Ok(LinkSet {
+            number,
+            points: Rc::clone(points),
+            links,
+        })
+    }
+
+    /// From now on the probes of this set count for the process, and no others.
+    fn enrol(&self, member: &Member, set: u32) -> Result<(), ProbeError> {
+        let enrolment = Enrolment {
+            set,
+            slot: member.slot,
+            padding: 0,
+        };
+        let mut processes = self.processes.borrow_mut();
+        processes
+            .insert(member.pid.get(), enrolment, 0)
+            .map_err(|error| map_error("processes", &error))
+    }
+}
+
+/// From now on no probe counts for the process.
+fn strike(processes: &Processes, pid: NonZeroU32) {
+    match processes.borrow_mut().remove(&pid.get()) {
+        Ok(()) => {}
+        // It was in no map: its probes were being put on.
+        Err(MapError::SyscallError(SyscallError { io_error, .. }))
+            if io_error.kind() == ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(pid, %error, "a process stays in the map of the traced"),
+    }
+}
+
+/// Ends are put on before births, so that without cookies no goroutine is seen to be born whose end is not.
+fn in_order(points: &[Point]) -> Rc<[Point]> {
+    let mut points = points.to_vec();
+    points.sort_by_key(|point| std::cmp::Reverse(point.kind));
+    points.into()
+}
+
+fn attach_error(pid: Option<NonZeroU32>, point: &Point, error: &ProgramError) -> ProbeError {
+    match (error, pid) {
+        (ProgramError::SyscallError(SyscallError { io_error, .. }), _)
+            if is_permission(io_error) =>
+        {
+            ProbeError::NotPermitted {
+                doing: "attach uprobes",
+            }
+        }
+        // ESRCH is 3 on every Linux.
+        (ProgramError::SyscallError(SyscallError { io_error, .. }), Some(pid))
+            if io_error.raw_os_error() == Some(3) =>
+        {
+            ProbeError::TargetGone(pid.get())
+        }
+        _ => ProbeError::Refused {
+            kind: point.kind,
+            offset: point.offset,
+            error: with_causes(error),
+        },
+    }
+}
