@@ -52,7 +52,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     let browser = browser()?;
     let modules = modules()?;
-    let leaktrace = demo::build_leaktrace()?;
+    let leaktrace = build_leaktrace()?;
     let scratch = tempfile::tempdir()?;
     let mut services = Vec::new();
     for (name, fixture, release) in SERVICES {
@@ -85,6 +85,20 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         folder.display()
     );
     Ok(())
+}
+
+/// Builds leaktrace as the tests have it: how fast it is does not show on a picture.
+fn build_leaktrace() -> Result<PathBuf> {
+    eprintln!("building leaktrace");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--package", "leaktrace"])
+        .current_dir(repository())
+        .stdin(Stdio::null())
+        .status()
+        .context("starting cargo")?;
+    ensure!(status.success(), "leaktrace does not build");
+    Ok(target_dir().join("debug/leaktrace"))
 }
 
 /// Starts a fixture under the name of a service.

@@ -18,6 +18,7 @@ use crate::resolve;
 use crate::resolve::elf::Elf;
 use crate::session::{Depth, Session};
 use crate::target::Pid;
+use crate::verdict::{Moment, Standings};
 
 /// Takes the census and writes it.
 ///
@@ -68,11 +69,23 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     ledger.reconcile(&census, &symbols);
     let goroutines = &census.goroutines;
     let places = Places::of(goroutines, &memory, &layout, &wait_reasons, &symbols)?;
+    let mut standings = Standings::default();
+    standings.judge(&Moment {
+        ledger: &ledger,
+        symbols: &symbols,
+        wait_reasons: &wait_reasons,
+        places: Some(&places),
+        started_ns: 0,
+        watched_since_ns: 0,
+        now_ns: 0,
+    });
     let facts = Facts {
         target: Target::new(core.pid, 0.0, exe.to_string_lossy().into_owned(), &program),
         program: &program,
         wait_reasons: &wait_reasons,
         places: &places,
+        standings: &standings,
+        watched_since_ns: 0,
         blocked: &[],
         events: Events {
             level: "none",

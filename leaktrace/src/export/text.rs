@@ -88,6 +88,7 @@ pub fn site(site: &SiteReport) -> String {
         Level::Leak => "LEAK",
         Level::Suspect => "SUSPECT",
         Level::Ok => "FINE",
+        Level::NotYet => "NOT YET JUDGED",
     };
     let _ = write_finding(&mut out, heading, site);
     out
@@ -189,6 +190,9 @@ fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Res
             "  and for {} more semaphores",
             site.semaphores - STACKS as u64
         )?;
+    }
+    if let Some(remedy) = site.remedy {
+        writeln!(out, "  usually: {remedy}")?;
     }
     Ok(())
 }

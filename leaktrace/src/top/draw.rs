@@ -261,7 +261,7 @@ fn of(verdict: Level) -> Style {
     match verdict {
         Level::Leak => Style::new().fg(Color::Red).add_modifier(Modifier::BOLD),
         Level::Suspect => Style::new().fg(Color::Yellow),
-        Level::Ok => Style::new(),
+        Level::Ok | Level::NotYet => Style::new(),
     }
 }
 

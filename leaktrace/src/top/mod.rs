@@ -279,6 +279,7 @@ fn verdict_name(verdict: Level) -> &'static str {
         Level::Leak => "LEAK",
         Level::Suspect => "SUSPECT",
         Level::Ok => "fine",
+        Level::NotYet => "–",
     }
 }
 

@@ -5,9 +5,12 @@
 //! `cargo xtask test` prints it.
 
 mod bad_input;
+mod blocked;
+mod catalogue;
 mod check;
 mod daemon;
 mod detach;
+mod fleet;
 mod hostile;
 mod http;
 mod inspect;
