@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use glob::Pattern;
 
 /// Finds leaking goroutines and timers in running, unmodified Go programs.
 #[derive(Debug, Parser)]
@@ -27,7 +28,7 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Watch with probes for a while, then report. Exit code: 0 nothing found, 1 leak found, 2 error.
     Record(Record),
-    /// Watch until told to stop, and serve Prometheus metrics.
+    /// Watch all Go programs of this machine, or some, until told to stop, and serve what is known over HTTP.
     Daemon(Daemon),
     /// Compare two snapshots by call site: JSON or pprof, from leaktrace or from Go itself.
     Diff(Diff),
@@ -83,9 +84,9 @@ pub struct Record {
 /// Arguments of `daemon`.
 #[derive(Debug, Args)]
 pub struct Daemon {
-    /// Process to watch.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
-    pub pid: i32,
+    #[command(flatten)]
+    /// Whom to watch.
+    pub whom: Whom,
     /// Address to serve on; port 0 takes a free one, which the log tells.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9779")]
     pub listen: SocketAddr,
@@ -95,6 +96,29 @@ pub struct Daemon {
     /// What the probes hear.
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     pub events: EventsLevel,
+}
+
+/// Whom the daemon watches: all of these together. Without any, every Go program.
+#[derive(Debug, Args)]
+pub struct Whom {
+    /// Process to watch; may be given several times.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Vec<i32>,
+    /// Watch those whose executable's path matches, such as "/opt/*/server"; may be given several times.
+    #[arg(long, value_name = "GLOB")]
+    pub exe: Vec<Pattern>,
+    /// Watch those with this name, as in /proc/PID/comm; * and ? stand for anything; may be given several times.
+    #[arg(long, value_name = "COMM")]
+    pub name: Vec<Pattern>,
+    /// Watch every Go program: what is done when nobody is named.
+    #[arg(long)]
+    pub all: bool,
+    /// Do not watch those whose executable's path matches, unless they are named by --pid.
+    #[arg(long, value_name = "GLOB")]
+    pub exclude_exe: Vec<Pattern>,
+    /// Do not watch those with this name, unless they are named by --pid.
+    #[arg(long, value_name = "COMM")]
+    pub exclude_name: Vec<Pattern>,
 }
 
 /// Arguments of `inspect`.

@@ -3,7 +3,7 @@
 //! The ring is drained centrally, and each event goes to the session whose slot it carries. What two processes run
 //! is resolved once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::rc::{Rc, Weak};
@@ -12,11 +12,11 @@ use std::time::Duration;
 use anyhow::anyhow;
 use leaktrace_common::limits::WAITS;
 
-use crate::event::{Ring, Slot};
+use crate::event::{Lives, Ring, Slot};
 use crate::ledger::Drift;
-use crate::probe::{Level, LoadOptions, Probes, Scope};
+use crate::probe::{Level, LoadOptions, ProbeError, Probes, Scope};
 use crate::resolve::{self, Program, Refusal};
-use crate::session::{Depth, Session};
+use crate::session::{Depth, PATIENCE, Session};
 use crate::target::{Inode, Pid, Process, TargetId};
 
 /// Targets and what they share.
@@ -26,6 +26,8 @@ pub struct Fleet {
     sessions: BTreeMap<TargetId, Session>,
     by_slot: HashMap<Slot, TargetId>,
     tracer: Option<Tracer>,
+    /// Goroutines whose waits can be watched: the kernel takes their memory when the programs are loaded.
+    waits: u32,
     programs: Programs,
     /// Records that made no sense, and events of targets that are no longer there.
     undecodable: u64,
@@ -42,22 +44,31 @@ struct Tracer {
 const DRAIN_RECORDS: usize = 1 << 20;
 
 impl Fleet {
+    /// An empty fleet, of which no target will be watched on a richer level than `most`.
+    #[must_use]
+    pub fn up_to(most: Level) -> Self {
+        Self {
+            waits: if most == Level::Full { WAITS } else { 0 },
+            ..Self::default()
+        }
+    }
+
     /// Looks at a process and its executable, and takes it in. Nothing is attached.
     ///
     /// # Errors
     /// As [`Session::open`].
     pub fn open(&mut self, pid: Pid) -> anyhow::Result<TargetId> {
-        self.take_in(Process::open(pid)?)
+        self.take_in(Process::open(pid)?, PATIENCE)
     }
 
-    /// The same for a process that was found already.
+    /// The same for a process that was found already; its memory is looked at `tries` times until it is believed.
     ///
     /// # Errors
     /// As [`Session::open`].
-    pub fn take_in(&mut self, process: Process) -> anyhow::Result<TargetId> {
+    pub fn take_in(&mut self, process: Process, tries: u32) -> anyhow::Result<TargetId> {
         let id = process.id;
         let programs = &mut self.programs;
-        let session = Session::of(process, |executable| programs.resolve(executable))?;
+        let session = Session::of(process, tries, |executable| programs.resolve(executable))?;
         self.sessions.insert(id, session);
         Ok(id)
     }
@@ -70,23 +81,31 @@ impl Fleet {
         if level == Level::None {
             return Ok(());
         }
-        let tracer = match &mut self.tracer {
-            Some(tracer) => tracer,
-            none => {
-                let (probes, ring) = Probes::load(&LoadOptions {
-                    // The kernel takes their memory at once.
-                    waits: if level == Level::Full { WAITS } else { 0 },
-                    ..LoadOptions::default()
-                })?;
-                none.insert(Tracer { probes, ring })
-            }
-        };
+        let tracer = loaded(&mut self.tracer, self.waits)?;
         let session = self.sessions.get_mut(&id).ok_or_else(|| unknown(id))?;
         session.attach(&mut tracer.probes, level, scope)?;
         if let Some(slot) = session.slot() {
             self.by_slot.insert(slot, id);
         }
         Ok(())
+    }
+
+    /// Has the kernel note which processes come and go.
+    ///
+    /// # Errors
+    /// When the programs cannot be loaded: then /proc must be read often.
+    pub fn watch_processes(&mut self) -> anyhow::Result<Lives> {
+        Ok(loaded(&mut self.tracer, self.waits)?
+            .probes
+            .watch_processes()?)
+    }
+
+    /// Whether this is the executable of a Go program, which is found out once for each file.
+    pub fn is_go(&mut self, executable: &File) -> bool {
+        !matches!(
+            self.programs.resolve(executable),
+            Err(Refusal::NotGo | Refusal::NotElf)
+        )
     }
 
     /// Gives a target the probes of another level. Those with whom it shared them go on without a gap.
@@ -199,6 +218,20 @@ impl Fleet {
     }
 }
 
+/// The programs, loaded when they are first needed.
+fn loaded(tracer: &mut Option<Tracer>, waits: u32) -> Result<&mut Tracer, ProbeError> {
+    match tracer {
+        Some(tracer) => Ok(tracer),
+        none => {
+            let (probes, ring) = Probes::load(&LoadOptions {
+                waits,
+                ..LoadOptions::default()
+            })?;
+            Ok(none.insert(Tracer { probes, ring }))
+        }
+    }
+}
+
 fn unknown(id: TargetId) -> anyhow::Error {
     anyhow!("process {} is not watched", id.pid)
 }
@@ -207,7 +240,12 @@ fn unknown(id: TargetId) -> anyhow::Error {
 #[derive(Default)]
 struct Programs {
     known: HashMap<Version, Weak<Program>>,
+    /// Files that are no Go programs: shells and their like start all the time.
+    not_go: HashSet<Version>,
 }
+
+/// Files that are remembered as no Go programs; then they are forgotten together.
+const MOST_NOT_GO: usize = 4096;
 
 /// A file in one state. A build id is not asked, because it is what the file says of itself.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -225,7 +263,21 @@ impl Programs {
         if let Some(program) = known {
             return Ok(program);
         }
-        let program = Rc::new(resolve::resolve_running(executable)?);
+        if version.is_some_and(|version| self.not_go.contains(&version)) {
+            return Err(Refusal::NotGo);
+        }
+        let program = match resolve::resolve_running(executable) {
+            Ok(program) => Rc::new(program),
+            Err(refusal) => {
+                if matches!(refusal, Refusal::NotGo | Refusal::NotElf) {
+                    if self.not_go.len() >= MOST_NOT_GO {
+                        self.not_go.clear();
+                    }
+                    self.not_go.extend(version);
+                }
+                return Err(refusal);
+            }
+        };
         self.known.retain(|_, program| program.strong_count() > 0);
         if let Some(version) = version {
             self.known.insert(version, Rc::downgrade(&program));

@@ -9,13 +9,16 @@
 //!
 //! The modules follow that line. Everything between `resolve` and `export` is pure: no I/O, no clock
 //! (time is an argument); only `target`, `probe`, `event::ring`, `census::memory`, `export::server`,
-//! `session`, `fleet` and `command` touch the world.
+//! `session`, `fleet`, `watcher` and `command` touch the world.
 
 // Arguments as typed.
 pub mod cli;
 
 // What each subcommand does.
 pub mod command;
+
+// All processes of this machine, and what becomes of them.
+pub mod watcher;
 
 // All targets, and the probes that serve them.
 pub mod fleet;
@@ -34,6 +37,9 @@ pub mod probe;
 
 // 4. What did the probes say?
 pub mod event;
+
+// What may all that cost the program?
+pub mod budget;
 
 // 5. What is really alive? A second witness, without probes.
 pub mod census;

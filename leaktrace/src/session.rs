@@ -16,17 +16,18 @@ use leaktrace_common::event::{Kind, Loss};
 use leaktrace_common::limits::WAITS;
 
 use crate::census::{
-    self, Census, Distrust, Layout, LiveMemory, MemoryError, SelfCheck, Status, stacks, waits,
+    self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
 };
 use crate::clock::monotonic_ns;
 use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Places, Target};
+use crate::export::report::{Events, Facts, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::{Pid, Process};
+use crate::verdict::{Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -39,6 +40,9 @@ pub struct Session {
     symbols: Symbolizer,
     ledger: Ledger,
     places: Places,
+    standings: Standings,
+    /// When the process started: CLOCK_MONOTONIC, nanoseconds.
+    started_ns: u64,
     watch: Option<Watch>,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
@@ -79,17 +83,19 @@ impl Session {
     /// When there is no such process, it is out of bounds, it is nothing that leaktrace can read, or its memory
     /// contradicts its executable.
     pub fn open(pid: Pid) -> anyhow::Result<Self> {
-        Self::of(Process::open(pid)?, |executable| {
+        Self::of(Process::open(pid)?, PATIENCE, |executable| {
             resolve::resolve_running(executable).map(Rc::new)
         })
     }
 
-    /// The same for a process that was found already, with the caller's way to get at what its executable holds.
+    /// The same for a process that was found already, with the caller's way to get at what its executable holds, and
+    /// the number of times that its memory is looked at, with pauses, until it is believed.
     ///
     /// # Errors
     /// As [`Session::open`].
     pub fn of(
         process: Process,
+        tries: u32,
         resolve: impl FnOnce(&File) -> Result<Rc<Program>, Refusal>,
     ) -> anyhow::Result<Self> {
         let pid = process.id.pid;
@@ -102,8 +108,9 @@ impl Session {
         let bias = process.load_bias(program.program_headers);
         let layout = Layout::new(&program, bias);
         let memory = LiveMemory::new(pid);
-        let believed = believe(&memory, &layout).with_context(refused)?;
+        let believed = believe(&memory, &layout, tries).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
+        let started_ns = monotonic_ns().saturating_sub(age_ns(process.started_unix));
         Ok(Self {
             process,
             program,
@@ -113,10 +120,20 @@ impl Session {
             symbols,
             ledger: Ledger::default(),
             places: Places::default(),
+            standings: Standings::default(),
+            started_ns,
             watch: None,
             watched_since_ns: None,
             counted_ns: 0,
         })
+    }
+
+    /// The name that stays the same across restarts.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let exe = self.process.exe.to_string_lossy();
+        let path = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+        path.rsplit('/').next().unwrap_or(path).to_owned()
     }
 
     /// The executable.
@@ -176,7 +193,7 @@ impl Session {
         let Some(watch) = &mut self.watch else {
             return self.attach(probes, level, Scope::Process);
         };
-        probes.replan(&watch.attached, &plan.points)?;
+        probes.replan(&watch.attached, &plan.points, &[])?;
         (watch.level, watch.not_probed) = (level, plan.refused);
         Ok(())
     }
@@ -240,14 +257,16 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let (memory, layout, goroutines) = (&self.memory, &self.layout, &census.goroutines);
-        let places = match depth {
-            Depth::Counts => None,
-            Depth::Places => Some(Places {
-                stacks: stacks::walk(memory, layout, &self.symbols, goroutines)?,
-                waits: waits::walk(memory, layout, &self.wait_reasons, goroutines)?
-                    .by_site(goroutines),
-            }),
+        let places = if depth == Depth::Places || self.standings.wants_places() {
+            Some(Places::of(
+                &census.goroutines,
+                &self.memory,
+                &self.layout,
+                &self.wait_reasons,
+                &self.symbols,
+            )?)
+        } else {
+            None
         };
         self.still_there()?;
         Ok(Look { census, places })
@@ -255,6 +274,7 @@ impl Session {
 
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
     pub fn book(&mut self, look: Look) -> Drift {
+        let looked = look.places.is_some();
         if let Some(places) = look.places {
             self.places = places;
         }
@@ -262,6 +282,15 @@ impl Session {
         self.watched_since_ns.get_or_insert(look.census.started_ns);
         self.counted_ns = look.census.finished_ns;
         self.ledger.sample(look.census.finished_ns);
+        self.standings.judge(&Moment {
+            ledger: &self.ledger,
+            symbols: &self.symbols,
+            wait_reasons: &self.wait_reasons,
+            places: looked.then_some(&self.places),
+            started_ns: self.started_ns,
+            watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
+            now_ns: look.census.finished_ns,
+        });
         drift
     }
 
@@ -346,6 +375,8 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                standings: &self.standings,
+                watched_since_ns: self.watched_since_ns.unwrap_or(self.counted_ns),
                 blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
@@ -386,9 +417,19 @@ impl Session {
     }
 }
 
+/// How often the memory of a process is looked at before its contradictions count.
+pub const PATIENCE: u32 = 10;
+
+/// How long ago that was, by the wall clock; 0 for a time to come.
+fn age_ns(unix: f64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let age = now.map_or(0.0, |now| now.as_secs_f64()) - unix;
+    let age = Duration::try_from_secs_f64(age).unwrap_or_default();
+    u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
-fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
-    const TRIES: u32 = 10;
+fn believe(memory: &LiveMemory, layout: &Layout, most: u32) -> anyhow::Result<SelfCheck> {
     const PAUSE: Duration = Duration::from_millis(30);
     let mut tries = 1;
     loop {
@@ -397,10 +438,10 @@ fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
             Err(Distrust::Memory(error @ (MemoryError::Exited(_) | MemoryError::Denied(_)))) => {
                 return Err(error.into());
             }
-            Err(reason @ Distrust::NotStarted) if tries == TRIES => {
+            Err(reason @ Distrust::NotStarted) if tries >= most => {
                 return Err(reason).context("try again when it runs");
             }
-            Err(reason) if tries == TRIES => {
+            Err(reason) if tries >= most => {
                 return Err(reason).context(
                     "its memory is not what its Go release has, so nothing in it is believed",
                 );
@@ -473,6 +514,7 @@ fn loss_name(cause: Loss) -> &'static str {
         Loss::ReadFault => "read fault",
         Loss::UnknownSlot => "unknown slot",
         Loss::WaitsFull => "waits full",
+        Loss::OverBudget => "over budget",
     }
 }
 

@@ -29,9 +29,16 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let mut fleet = Fleet::default();
+    let mut fleet = Fleet::up_to(level(arguments.events));
     let id = fleet.open(Pid(arguments.pid))?;
     fleet.attach(id, level(arguments.events), Scope::Process)?;
+    if let Some(probes) = fleet.session(id)?.probes() {
+        tracing::info!(
+            pid = arguments.pid,
+            probes = probes.len(),
+            "the probes are on"
+        );
+    }
     fleet.census(id, Depth::Counts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -51,7 +58,7 @@ pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
     output::write_report(&report, &arguments.output)?;
     Ok(match report.worst() {
         verdict::Level::Leak => ExitCode::from(1),
-        verdict::Level::Suspect | verdict::Level::Ok => ExitCode::SUCCESS,
+        verdict::Level::Suspect | verdict::Level::Ok | verdict::Level::NotYet => ExitCode::SUCCESS,
     })
 }
 

@@ -1,5 +1,6 @@
 //! Tell people and machines. Each renderer takes a [`Report`] and does no I/O; only [`server`] does.
 
+pub mod api;
 pub mod folded;
 pub mod label;
 pub mod metrics;

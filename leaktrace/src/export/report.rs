@@ -8,15 +8,16 @@ use serde::Serialize;
 use super::label;
 use super::times::{self, Blocked, Lengths, LongWait, OldTimer};
 use crate::address::RuntimeAddr;
+use crate::census::semaphores::Semaphore;
 use crate::census::stacks::StackGroup;
-use crate::census::waits::SiteWait;
-use crate::census::{Status, TimerKind};
+use crate::census::waits::{Channel, SiteWait};
+use crate::census::{Places, Status, TimerKind};
 use crate::event::StackId;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
 use crate::probe::BlockedTime;
 use crate::resolve::Program;
 use crate::resolve::pclntab::Frame;
-use crate::verdict::{self, Evidence, Level};
+use crate::verdict::{Level, Shape, Standings, Wait, remedy};
 
 /// Version of the JSON shape. Fields are only ever added within one version.
 pub const SCHEMA: &str = "leaktrace/v1";
@@ -191,6 +192,14 @@ pub struct SiteReport {
     pub rule: &'static str,
     /// The evidence as a sentence; "" when ok.
     pub evidence: String,
+    /// Whether enough was seen to judge.
+    pub judged: bool,
+    /// How long after the first count it was judged so, in seconds; only of suspects and leaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict_after_seconds: Option<f64>,
+    /// How leaks of this shape are usually mended, where what is seen proves the shape; only of suspects and leaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<&'static str>,
     /// A stack that made one of them, innermost first.
     pub creation_stack: Vec<CallSite>,
     /// Where its goroutines are, most first.
@@ -199,6 +208,11 @@ pub struct SiteReport {
     pub waits_on: Vec<WaitsOn>,
     /// On how many channels its goroutines wait in all.
     pub channels: u64,
+    /// The semaphores (of mutexes, wait groups) that its goroutines wait for, most waited for first; at most
+    /// [`MOST_CHANNELS`].
+    pub waits_for: Vec<WaitsFor>,
+    /// For how many semaphores its goroutines wait in all.
+    pub semaphores: u64,
 }
 
 /// Goroutines of one site that are at one place.
@@ -233,6 +247,17 @@ pub struct WaitsOn {
     pub senders: u64,
     /// Goroutines of all sites that wait for it among others.
     pub selecting: u64,
+}
+
+/// A semaphore that goroutines of one site wait for.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitsFor {
+    /// Its address, in hexadecimal: that of the field `sema` of a `sync.Mutex`, for one.
+    pub semaphore: String,
+    /// How many goroutines of this site.
+    pub count: u64,
+    /// Goroutines of all sites that wait for it.
+    pub waiters: u64,
 }
 
 /// Frames of all stacks of a report. A binary whose tables lie can make thousands of one address.
@@ -275,17 +300,8 @@ impl Symbols for Sparing<'_> {
     }
 }
 
-/// Channels listed for each site.
+/// Channels, and semaphores, listed for each site.
 pub const MOST_CHANNELS: usize = 5;
-
-/// What a census saw of places: empty when it only counted.
-#[derive(Clone, Debug, Default)]
-pub struct Places {
-    /// Where goroutines are.
-    pub stacks: Vec<StackGroup>,
-    /// What they wait on.
-    pub waits: Vec<SiteWait>,
-}
 
 /// How it was watched, and what was lost.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -314,6 +330,10 @@ pub struct Facts<'f> {
     pub wait_reasons: &'f [String],
     /// Where its goroutines are.
     pub places: &'f Places,
+    /// What was judged of each call site.
+    pub standings: &'f Standings,
+    /// When the first census ended: CLOCK_MONOTONIC, nanoseconds.
+    pub watched_since_ns: u64,
     /// How long its goroutines were blocked: empty below level full.
     pub blocked: &'f [BlockedTime],
     /// How it was watched.
@@ -356,9 +376,14 @@ impl Report {
                 tallies.entry(id).or_default().blocked.push(wait);
             }
         }
-        for wait in &facts.places.waits {
+        for wait in &facts.places.channels {
             if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
-                tallies.entry(id).or_default().waits.push(wait);
+                tallies.entry(id).or_default().channels.push(wait);
+            }
+        }
+        for wait in &facts.places.semaphores {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().semaphores.push(wait);
             }
         }
 
@@ -402,7 +427,7 @@ impl Report {
                 }
             }
             if site.live > 0 || site.created > 0 || site.ended > 0 || !tally.blocked.is_empty() {
-                sites.push(site_report(site, tally, symbols, &facts));
+                sites.push(site_report(id, site, tally, symbols, &facts));
             }
         }
         sites.sort_by(|a, b| {
@@ -436,7 +461,8 @@ impl Report {
 #[derive(Default)]
 struct Tally<'p> {
     stacks: Vec<&'p StackGroup>,
-    waits: Vec<&'p SiteWait>,
+    channels: Vec<&'p SiteWait<Channel>>,
+    semaphores: Vec<&'p SiteWait<Semaphore>>,
     blocked: Vec<&'p BlockedTime>,
     states: BTreeMap<State, u64>,
     stack_bytes: u64,
@@ -459,29 +485,31 @@ impl Tally<'_> {
     }
 }
 
-fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'_>) -> SiteReport {
+fn site_report(
+    id: SiteId,
+    site: &Site,
+    mut tally: Tally,
+    symbols: &dyn Symbols,
+    facts: &Facts<'_>,
+) -> SiteReport {
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
-    for (state, count) in tally.states {
+    for (state, count) in std::mem::take(&mut tally.states) {
         *states
             .entry(state_name(state, facts.wait_reasons))
             .or_default() += count;
     }
-    let by_state: Vec<(String, u64)> = states
-        .iter()
-        .map(|(state, count)| (state.clone(), *count))
-        .collect();
-    let (kind, things, timer_kind) = match site.kind {
-        SiteKind::Timer(kind) => ("timer", "timers", Some(kind.name())),
-        SiteKind::Goroutine | SiteKind::SystemGoroutine => ("goroutine", "goroutines", None),
+    let (kind, timer_kind) = match site.kind {
+        SiteKind::Timer(kind) => ("timer", Some(kind.name())),
+        SiteKind::Goroutine | SiteKind::SystemGoroutine => ("goroutine", None),
     };
     let growth_per_minute = site.history.growth_per_minute();
-    let verdict = verdict::judge(&Evidence {
-        things,
-        count: site.live,
-        states: &by_state,
-        samples: site.history.samples(),
-        growth_per_minute,
-    });
+    let standing = facts.standings.of(id);
+    let level = standing.map_or(Level::NotYet, |standing| standing.level);
+    let found = standing.filter(|_| level > Level::Ok);
+    let blocked_stacks = blocked_stacks(&tally.stacks, symbols, facts.wait_reasons);
+    let creation_stack = site
+        .creation_stack
+        .map(|stack| creation_stack(&symbols.stack(stack), symbols));
     let (since_ns, exact) = tally.oldest.unwrap_or((facts.now_ns, true));
     let is_timer = timer_kind.is_some();
     let is_ticker = timer_kind == Some("ticker");
@@ -522,22 +550,66 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
         lifetimes: Lengths::of(&site.lifetimes),
         blocked_time: times::blocked(&tally.blocked, facts.wait_reasons),
         attributed: site.attributed,
-        verdict: verdict.level,
-        rule: verdict.rule,
-        evidence: verdict.sentence,
-        creation_stack: site
-            .creation_stack
-            .map(|stack| creation_stack(&symbols.stack(stack), symbols))
-            .unwrap_or_default(),
-        blocked_stacks: blocked_stacks(&tally.stacks, symbols, facts.wait_reasons),
-        channels: tally.waits.len() as u64,
+        verdict: level.max(Level::Ok),
+        rule: found.map_or("", |found| found.rule),
+        evidence: found.map_or_else(String::new, |found| found.sentence.clone()),
+        judged: level > Level::NotYet,
+        verdict_after_seconds: found
+            .map(|found| seconds(found.since_ns.saturating_sub(facts.watched_since_ns))),
+        remedy: found.and_then(|_| how_to_mend(site, &tally, &blocked_stacks, symbols)),
+        creation_stack: creation_stack.unwrap_or_default(),
+        blocked_stacks,
+        channels: tally.channels.len() as u64,
         waits_on: tally
-            .waits
+            .channels
             .iter()
             .take(MOST_CHANNELS)
             .map(|wait| waits_on(wait))
             .collect(),
+        semaphores: tally.semaphores.len() as u64,
+        waits_for: tally
+            .semaphores
+            .iter()
+            .take(MOST_CHANNELS)
+            .map(|wait| WaitsFor {
+                semaphore: wait.on.address.to_string(),
+                count: wait.count,
+                waiters: wait.on.waiters,
+            })
+            .collect(),
     }
+}
+
+/// How leaks of the shape that is seen are usually mended.
+fn how_to_mend(
+    site: &Site,
+    tally: &Tally<'_>,
+    blocked: &[BlockedStack],
+    symbols: &dyn Symbols,
+) -> Option<&'static str> {
+    let most = blocked.first();
+    let blocked_in: Vec<String> = (most.into_iter())
+        .flat_map(|stack| stack.frames.iter().map(|frame| frame.function.clone()))
+        .collect();
+    let made_by: Vec<String> = (site.creation_stack.into_iter())
+        .flat_map(|stack| symbols.stack(stack))
+        .flat_map(|pc| symbols.frames_of_return(pc))
+        .map(|frame| frame.function)
+        .chain([site.at.function.clone()])
+        .collect();
+    let mut capacities = tally.channels.iter().map(|wait| wait.on.capacity);
+    let first = capacities.next();
+    remedy(&Shape {
+        wait: most.map(|stack| Wait::of_reason(&stack.state).seen_on(&blocked_in)),
+        timer: match site.kind {
+            SiteKind::Timer(kind) => Some(kind),
+            SiteKind::Goroutine | SiteKind::SystemGoroutine => None,
+        },
+        blocked_in: &blocked_in,
+        made_by: &made_by,
+        channels: tally.channels.len() as u64,
+        capacity: first.filter(|first| capacities.all(|other| other == *first)),
+    })
 }
 
 /// One entry for each distinct stack and state, most first: groups of one stack may differ in what they left on it.
@@ -593,8 +665,8 @@ fn frames_of(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite> {
         .collect()
 }
 
-fn waits_on(wait: &SiteWait) -> WaitsOn {
-    let channel = &wait.channel;
+fn waits_on(wait: &SiteWait<Channel>) -> WaitsOn {
+    let channel = &wait.on;
     WaitsOn {
         channel: channel.address.to_string(),
         count: wait.count,

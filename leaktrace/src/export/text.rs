@@ -160,10 +160,27 @@ fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Res
             site.channels - STACKS as u64
         )?;
     }
+    for wait in site.waits_for.iter().take(STACKS) {
+        writeln!(
+            out,
+            "  {} for semaphore {}: {} wait for it in all",
+            wait.count, wait.semaphore, wait.waiters
+        )?;
+    }
+    if site.semaphores > STACKS as u64 {
+        writeln!(
+            out,
+            "  and for {} more semaphores",
+            site.semaphores - STACKS as u64
+        )?;
+    }
+    if let Some(remedy) = site.remedy {
+        writeln!(out, "  usually: {remedy}")?;
+    }
     Ok(())
 }
 
-/// Stacks, and channels, shown of each finding.
+/// Stacks, channels and semaphores shown of each finding.
 const STACKS: usize = 3;
 
 fn write_stack(out: &mut String, frames: &[CallSite]) -> fmt::Result {

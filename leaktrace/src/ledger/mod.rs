@@ -6,6 +6,7 @@
 
 mod history;
 mod site;
+mod stillness;
 mod symbolizer;
 mod timers;
 
@@ -13,6 +14,7 @@ use foldhash::{HashMap, HashMapExt, HashSet};
 
 pub use history::{History, Sample};
 pub use site::{CallSite, Site, SiteId, SiteKind, Sites, Symbols};
+pub use stillness::Stillness;
 pub use symbolizer::Symbolizer;
 use timers::{Armed, ArmedTimers};
 
@@ -61,6 +63,8 @@ pub struct LiveGoroutine {
     pub waits_since_ns: u64,
     /// Whether `waits_since_ns` is when it blocked: only the probes of level full see that.
     pub waits_exact: bool,
+    /// Since when it has not moved.
+    pub still: Stillness,
 }
 
 /// A timer that was pending at the last census.
@@ -181,6 +185,7 @@ impl Ledger {
             stack_bytes: 0,
             waits_since_ns: 0,
             waits_exact: false,
+            still: Stillness::moving(at.0),
         };
         self.sites[site].live += 1;
         if let Some(before) = self.goroutines.insert(goroutine.goid, live) {
@@ -319,6 +324,7 @@ impl Ledger {
                     stack_bytes: goroutine.stack_bytes,
                     waits_since_ns: goroutine.waiting_since_ns,
                     waits_exact: false,
+                    still: live.still.seen_again(goroutine, census.started_ns),
                     ..live
                 },
                 None => {
@@ -338,6 +344,7 @@ impl Ledger {
                         stack_bytes: goroutine.stack_bytes,
                         waits_since_ns: goroutine.waiting_since_ns,
                         waits_exact: false,
+                        still: Stillness::first_seen(goroutine, census.started_ns),
                     }
                 }
             };

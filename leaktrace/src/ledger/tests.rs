@@ -95,6 +95,7 @@ fn alive(goid: u64, gopc: u64) -> Goroutine {
         depth: 128,
         waiting_since_ns: 0,
         waiting: 0,
+        stops: 0,
     }
 }
 

@@ -10,6 +10,7 @@ mod catalogue;
 mod check;
 mod daemon;
 mod detach;
+mod fleet;
 mod hostile;
 mod http;
 mod inspect;
