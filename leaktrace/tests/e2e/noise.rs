@@ -141,11 +141,11 @@ fn resident(pid: u32) -> u64 {
     pages * 4096
 }
 
-/// `cargo xtask bench --timers` does the same with ten million.
+/// `cargo xtask bench timers` does the same with ten million.
 #[test]
 fn a_million_timers_armed_and_stopped_leave_nothing_behind() {
     for go in ["1.22.10", "1.27.3"] {
-        let Some(mut program) = needs::program("timer-storm", go, &["-count", "250000"]) else {
+        let Some(mut program) = needs::program("timer-million", go, &["-count", "250000"]) else {
             return;
         };
         let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
@@ -164,10 +164,10 @@ fn a_million_timers_armed_and_stopped_leave_nothing_behind() {
         let text = std::fs::read(output.path()).expect("the report is there");
         let found: Value = serde_json::from_slice(&text).expect("the report is JSON");
         let kept =
-            report::site(&found, "timer", line("timer-storm", "kept")).expect("some are kept");
+            report::site(&found, "timer", line("timer-million", "kept")).expect("some are kept");
         assert_eq!(kept["count"], 1000, "go {go}: {kept}");
         let churn =
-            report::site(&found, "timer", line("timer-storm", "churn")).expect("many were armed");
+            report::site(&found, "timer", line("timer-million", "churn")).expect("many were armed");
         assert_eq!(churn["count"], 0, "go {go}: {churn}");
         assert_eq!(found["goroutines"]["drift"], 0, "go {go}");
         if found["events"]["lost"] == 0 {
