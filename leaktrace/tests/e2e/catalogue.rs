@@ -11,7 +11,7 @@ use leaktrace_fixtures::toolchain::Toolchain;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::tool::{Tool, leaktrace};
+use crate::tool::Tool;
 use crate::{needs, report, text};
 
 /// How a program is built and run.
@@ -87,13 +87,9 @@ impl Watched {
     fn start(way: &Way, fixture: &str, arguments: &[&str], duration: &str) -> Self {
         let program = way.start(fixture, arguments);
         let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
-        let pid = program.pid().to_string();
-        let mut command = leaktrace();
-        command.args(["record", "--pid", &pid, "--duration", duration]);
-        command.args(["--format", "json", "-o"]).arg(output.path());
         Self {
             name: format!("{fixture} with {}", way.name()),
-            tool: Tool::spawn(&mut command),
+            tool: Tool::record_with(program.pid(), output.path(), &["--duration", duration]),
             program,
             output,
         }

@@ -141,7 +141,7 @@ fn resident(pid: u32) -> u64 {
     pages * 4096
 }
 
-/// `cargo xtask bench timers` does the same with ten million.
+/// `cargo xtask churn` does the same with ten million.
 #[test]
 fn a_million_timers_armed_and_stopped_leave_nothing_behind() {
     for go in ["1.22.10", "1.27.3"] {
