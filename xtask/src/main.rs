@@ -7,6 +7,7 @@ use clap::Parser;
 mod bench;
 mod bench_census;
 mod build_ebpf;
+mod churn;
 mod demo;
 mod fixtures;
 mod fuzz;
@@ -28,6 +29,8 @@ enum Command {
     Test(test::Arguments),
     /// Measure what being traced costs a program
     Bench(bench::Arguments),
+    /// Arm and stop ten million timers under leaktrace, and see what is left behind
+    Churn(churn::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => done(demo::run(&arguments)),
         Command::Test(arguments) => done(test::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
+        Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),
