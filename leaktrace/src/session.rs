@@ -21,7 +21,7 @@ use crate::budget::Terms;
 use crate::census::{
     self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
 };
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, unix_of};
 use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
 use crate::export::report::{Events, Facts, LevelChange, LevelChanges, Target};
@@ -379,6 +379,7 @@ impl Session {
                 blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
+                now_unix: unix_of(self.counted_ns),
             },
         )
     }

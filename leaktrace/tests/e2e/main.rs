@@ -18,6 +18,7 @@ mod inspect;
 mod kinds;
 mod matrix;
 mod needs;
+mod noise;
 mod prometheus;
 mod record;
 mod report;
