@@ -167,7 +167,7 @@ fn last_return(executable: &Path) -> Option<u64> {
         .output()
         .ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut code = (text.lines()).filter_map(|line| {
+    let mut code = text.lines().filter_map(|line| {
         let (address, instruction) = line.trim().split_once(':')?;
         Some((
             u64::from_str_radix(address, 16).ok()?,
@@ -175,9 +175,7 @@ fn last_return(executable: &Path) -> Option<u64> {
         ))
     });
     let (entry, _) = code.next()?;
-    let (last, _) = code
-        .filter(|(_, instruction)| instruction.starts_with("ret"))
-        .last()?;
+    let (last, _) = code.rfind(|(_, instruction)| instruction.starts_with("ret"))?;
     Some(last - entry)
 }
 
