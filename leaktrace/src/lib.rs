@@ -53,6 +53,9 @@ pub mod verdict;
 // 8. Tell people and machines.
 pub mod export;
 
+// The same on a terminal, live.
+pub mod top;
+
 // Can this machine be traced?
 pub mod host;
 

@@ -18,7 +18,7 @@ use leaktrace_common::limits::WAITS;
 use crate::census::{
     self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
 };
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, unix_of};
 use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
 use crate::export::report::{Events, Facts, Target};
@@ -380,6 +380,7 @@ impl Session {
                 blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
+                now_unix: unix_of(self.counted_ns),
             },
         )
     }

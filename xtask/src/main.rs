@@ -13,6 +13,7 @@ mod fixtures;
 mod fuzz;
 mod go;
 mod offsets;
+mod screenshots;
 mod servers;
 mod test;
 mod tools;
@@ -40,6 +41,8 @@ enum Command {
     Fixture(fixtures::Arguments),
     /// Feed random inputs to everything that reads a traced program's bytes
     Fuzz(fuzz::Arguments),
+    /// Open the page in a real browser, use it, and take the pictures of doc/
+    Screenshots(screenshots::Arguments),
     /// Watch real servers of many kinds and Go releases, and compare with what they say of themselves
     Servers(servers::Arguments),
     /// Fetch the real servers that tests attach to
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Go(arguments) => done(go::run(&arguments)),
         Command::Fixture(arguments) => done(fixtures::run(&arguments)),
         Command::Fuzz(arguments) => done(fuzz::run(&arguments)),
+        Command::Screenshots(arguments) => done(screenshots::run(&arguments)),
         Command::Servers(arguments) => done(servers::run(&arguments)),
         Command::Tools(arguments) => done(tools::run(&arguments)),
         Command::VmTest(arguments) => vm_test::run(&arguments),

@@ -92,6 +92,7 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
             ..Events::default()
         },
         now_ns: 0,
+        now_unix: 0.0,
     };
     Ok(Report::new(&ledger, &symbols, facts))
 }

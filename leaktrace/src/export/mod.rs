@@ -4,6 +4,7 @@ pub mod api;
 pub mod folded;
 pub mod label;
 pub mod metrics;
+pub mod page;
 pub mod pprof;
 pub mod report;
 pub mod server;

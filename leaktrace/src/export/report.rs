@@ -13,7 +13,7 @@ use crate::census::stacks::StackGroup;
 use crate::census::waits::{Channel, SiteWait};
 use crate::census::{Places, Status, TimerKind};
 use crate::event::StackId;
-use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
+use crate::ledger::{CallSite, Ledger, Sample, Site, SiteId, SiteKind, State, Symbols};
 use crate::probe::BlockedTime;
 use crate::resolve::Program;
 use crate::resolve::pclntab::Frame;
@@ -166,6 +166,10 @@ pub struct SiteReport {
     pub fired_total: Option<u64>,
     /// How fast `count` grows.
     pub growth_per_minute: f64,
+    /// How many were alive over time, oldest first: seconds since the epoch, count. Only of the first [`MOST_HISTORIES`]
+    /// sites, and not in the JSON of `record`: `/api/v1` adds it.
+    #[serde(skip)]
+    pub history: Vec<(f64, u64)>,
     /// Bytes of stack that its goroutines hold.
     pub stack_bytes: u64,
     /// Kind of the timers.
@@ -300,6 +304,9 @@ impl Symbols for Sparing<'_> {
     }
 }
 
+/// Sites, from the worst on, whose history is in a report.
+pub const MOST_HISTORIES: usize = 200;
+
 /// Channels, and semaphores, listed for each site.
 pub const MOST_CHANNELS: usize = 5;
 
@@ -340,6 +347,8 @@ pub struct Facts<'f> {
     pub events: Events,
     /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
     pub now_ns: u64,
+    /// The same in seconds since the epoch.
+    pub now_unix: f64,
 }
 
 impl Report {
@@ -436,6 +445,9 @@ impl Report {
                 .unwrap_or(std::cmp::Ordering::Equal)
                 .then_with(|| a.site.cmp(&b.site))
         });
+        for site in sites.iter_mut().skip(MOST_HISTORIES) {
+            site.history = Vec::new();
+        }
         Self {
             schema: SCHEMA,
             target: facts.target,
@@ -537,6 +549,7 @@ fn site_report(
         rearmed_total: is_timer.then_some(site.rearmed),
         stopped_total: is_timer.then_some(site.stopped),
         fired_total: is_timer.then_some(site.fired),
+        history: history(site.history.samples(), facts),
         growth_per_minute: (growth_per_minute * 10.0).round() / 10.0,
         stack_bytes: tally.stack_bytes,
         timer_kind,
@@ -578,6 +591,18 @@ fn site_report(
             })
             .collect(),
     }
+}
+
+/// Readings with the time of day.
+fn history(samples: &[Sample], facts: &Facts<'_>) -> Vec<(f64, u64)> {
+    let unix = |sample: &Sample| {
+        let ago = seconds(facts.now_ns.saturating_sub(sample.at_ns));
+        ((facts.now_unix - ago) * 10.0).round() / 10.0
+    };
+    samples
+        .iter()
+        .map(|sample| (unix(sample), sample.count))
+        .collect()
 }
 
 /// How leaks of the shape that is seen are usually mended.
