@@ -194,42 +194,56 @@ fn rows() -> Vec<(&'static str, &'static [&'static str], Vec<Line>)> {
 
 #[test]
 fn each_line_has_what_the_runtime_has_go_1_19() {
-    debian().as_ref().map(each_line_has_what_the_runtime_has);
+    if let Some(way) = debian() {
+        each_line_has_what_the_runtime_has(&way);
+    }
 }
 
 #[test]
 fn each_line_has_what_the_runtime_has_go_1_22() {
-    way("1.22.10", false)
-        .as_ref()
-        .map(each_line_has_what_the_runtime_has);
+    if let Some(way) = way("1.22.10", false) {
+        each_line_has_what_the_runtime_has(&way);
+    }
 }
 
 #[test]
 fn each_line_has_what_the_runtime_has_go_1_23() {
-    way("1.23.9", false)
-        .as_ref()
-        .map(each_line_has_what_the_runtime_has);
+    if let Some(way) = way("1.23.9", false) {
+        each_line_has_what_the_runtime_has(&way);
+    }
 }
 
 #[test]
 fn each_line_has_what_the_runtime_has_go_1_25_with_old_timers() {
-    way("1.25.5", true)
-        .as_ref()
-        .map(each_line_has_what_the_runtime_has);
+    if let Some(way) = way("1.25.5", true) {
+        each_line_has_what_the_runtime_has(&way);
+    }
+}
+
+#[test]
+fn each_line_has_what_the_runtime_has_go_1_23_and_1_26_with_old_timers() {
+    if needs::quick() {
+        return needs::skip::<()>("a quick run has old timers in go 1.25 only").unwrap_or_default();
+    }
+    for go in ["1.23.9", "1.26.6"] {
+        if let Some(way) = way(go, true) {
+            each_line_has_what_the_runtime_has(&way);
+        }
+    }
 }
 
 #[test]
 fn each_line_has_what_the_runtime_has_go_1_25() {
-    way("1.25.5", false)
-        .as_ref()
-        .map(each_line_has_what_the_runtime_has);
+    if let Some(way) = way("1.25.5", false) {
+        each_line_has_what_the_runtime_has(&way);
+    }
 }
 
 #[test]
 fn each_line_has_what_the_runtime_has_go_1_27() {
-    way("1.27.3", false)
-        .as_ref()
-        .map(each_line_has_what_the_runtime_has);
+    if let Some(way) = way("1.27.3", false) {
+        each_line_has_what_the_runtime_has(&way);
+    }
 }
 
 /// All rows at once: bursts under probes, then the counts by line.
