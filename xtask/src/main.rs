@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod bench;
-mod bench_census;
 mod build_ebpf;
 mod churn;
 mod demo;

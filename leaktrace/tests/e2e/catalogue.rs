@@ -11,7 +11,7 @@ use leaktrace_fixtures::toolchain::Toolchain;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::tool::Tool;
+use crate::tool::{Tool, UNBOUNDED};
 use crate::{needs, report, text};
 
 /// How a program is built and run.
@@ -84,12 +84,12 @@ struct Watched {
 }
 
 impl Watched {
-    fn start(way: &Way, fixture: &str, arguments: &[&str], duration: &str) -> Self {
+    fn start(way: &Way, fixture: &str, arguments: &[&str], recording: &[&str]) -> Self {
         let program = way.start(fixture, arguments);
         let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
         Self {
             name: format!("{fixture} with {}", way.name()),
-            tool: Tool::record_with(program.pid(), output.path(), &["--duration", duration]),
+            tool: Tool::record_with(program.pid(), output.path(), recording),
             program,
             output,
         }
@@ -258,7 +258,7 @@ fn each_line_has_what_the_runtime_has(way: &Way) {
         watched.push((
             fixture,
             lines,
-            Watched::start(way, fixture, &arguments, "1h"),
+            Watched::start(way, fixture, &arguments, &UNBOUNDED),
         ));
     }
     for (_, _, one) in &mut watched {
@@ -342,7 +342,13 @@ fn leaks_are_found(way: &Way, leaks: &Leaks) {
         return;
     }
     let watched: Vec<_> = (leaks.iter())
-        .map(|(fixture, lines)| (*fixture, lines, Watched::start(way, fixture, &[], "20s")))
+        .map(|(fixture, lines)| {
+            (
+                *fixture,
+                lines,
+                Watched::start(way, fixture, &[], &["--duration", "20s"]),
+            )
+        })
         .collect();
     for (fixture, lines, one) in watched {
         let name = one.name.clone();

@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod blocked;
+mod budget;
 mod catalogue;
 mod check;
 mod daemon;
