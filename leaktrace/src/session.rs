@@ -21,7 +21,8 @@ use crate::census::{
 use crate::clock::monotonic_ns;
 use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Target};
+use crate::export::explain::Explained;
+use crate::export::report::{Events, Facts, SiteReport, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
@@ -372,6 +373,12 @@ impl Session {
                 now_ns: self.counted_ns,
             },
         )
+    }
+
+    /// A site of the report with its counts over time and the ages of those alive.
+    #[must_use]
+    pub fn explain(&self, site: &SiteReport) -> Explained {
+        Explained::new(site, &self.ledger, self.counted_ns)
     }
 
     fn events(&self) -> Events {
