@@ -62,19 +62,22 @@ pub enum Loss {
     UnknownSlot = 3,
     /// The map of waits had no room: how long a goroutine was blocked is not known.
     WaitsFull = 4,
+    /// The process has used up the hits that user space allowed it: the probes returned at once.
+    OverBudget = 5,
 }
 
 impl Loss {
     /// How many causes there are: the stride of the loss counters.
-    pub const COUNT: u32 = 5;
+    pub const COUNT: u32 = 6;
 
     /// All causes, in the order of their numbers.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RingFull,
         Self::StacksFull,
         Self::ReadFault,
         Self::UnknownSlot,
         Self::WaitsFull,
+        Self::OverBudget,
     ];
 }
 

@@ -10,6 +10,9 @@ pub const SLOTS: u32 = 1024;
 /// Default size of the ring buffer in bytes: a power of two, 131,072 records of 64 bytes.
 pub const RING_BYTES: u32 = 8 << 20;
 
+/// Size of the ring of processes that come and go: 4096 notes of 8 bytes and their headers.
+pub const LIVES_BYTES: u32 = 64 << 10;
+
 /// Default number of distinct creation stacks kept in the kernel.
 pub const STACKS: u32 = 16_384;
 

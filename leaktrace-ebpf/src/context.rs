@@ -21,7 +21,7 @@ use leaktrace_common::{
     process::Enrolment,
 };
 
-use crate::maps::{BINARIES, EVENTS, HITS, LOST, PROCESSES, STRANGERS};
+use crate::maps::{ALLOWANCE, BINARIES, EVENTS, HITS, LOST, PROCESSES, STRANGERS};
 
 /// Whether the kernel has attach cookies (Linux 5.15); the loader says so before the programs are verified.
 ///
@@ -52,7 +52,7 @@ impl Hit {
     /// traced, or by another probe set.
     #[inline(always)]
     pub fn new(context: ProbeContext, kind: Kind) -> Option<Self> {
-        let pid = own_pid();
+        let (pid, _) = own_pids();
         // SAFETY: the map's values are integers, and a torn read of one is of an old or a new enrolment.
         let Some(&Enrolment { set, slot, .. }) = (unsafe { PROCESSES.get(&pid) }) else {
             count(&STRANGERS, 0);
@@ -71,6 +71,10 @@ impl Hit {
             &HITS,
             u32::from(slot) * Kind::COUNT + u32::from(kind as u16),
         );
+        if !may_spend(slot) {
+            lose(slot, Loss::OverBudget);
+            return None;
+        }
         match BINARIES.get(u32::from(slot)) {
             Some(binary) if binary.filled != 0 => Some(Self {
                 context,
@@ -96,6 +100,9 @@ impl Hit {
     /// The running g: Go keeps it in a register of its own (cmd/compile/abi-internal.md, go1.18 and later).
     #[inline(always)]
     pub fn current_g(&self) -> u64 {
+        if self.binary.object_is_current_g != 0 {
+            return self.object();
+        }
         #[cfg(bpf_target_arch = "x86_64")]
         return self.register(14);
         #[cfg(bpf_target_arch = "aarch64")]
@@ -228,11 +235,12 @@ pub fn submit<T>(mut entry: RingBufEntry<T>, record: T) {
     entry.submit(u64::from(BPF_RB_NO_WAKEUP));
 }
 
-/// The thread group id of the running process as leaktrace sees it; 0 for one outside of its pid namespace.
+/// The process and the thread that run, as leaktrace numbers them; 0 for those outside of its pid namespace.
 #[inline(always)]
-fn own_pid() -> u32 {
+pub fn own_pids() -> (u32, u32) {
     if PID_NAMESPACE_INODE.load() == 0 {
-        return (bpf_get_current_pid_tgid() >> 32) as u32;
+        let both = bpf_get_current_pid_tgid();
+        return ((both >> 32) as u32, both as u32);
     }
     let mut found = bpf_pidns_info { pid: 0, tgid: 0 };
     // SAFETY: the structure lies on this program's stack; the helper clears it when it fails.
@@ -244,7 +252,25 @@ fn own_pid() -> u32 {
             size_of::<bpf_pidns_info>() as u32,
         );
     }
-    found.tgid
+    (found.tgid, found.pid)
+}
+
+/// Takes one hit from what the process may have on this CPU.
+#[inline(always)]
+fn may_spend(slot: u16) -> bool {
+    let Some(left) = ALLOWANCE.get_ptr_mut(u32::from(slot)) else {
+        return false;
+    };
+    // Not atomic: another probe that a preemptible kernel runs in between makes it one hit more or less, never fewer
+    // than none, since nothing is taken from 0.
+    // SAFETY: the map holds aligned u64s, and nobody has a reference to one.
+    let found = unsafe { ptr::read_volatile(left) };
+    if found == 0 {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { ptr::write_volatile(left, found - 1) };
+    true
 }
 
 #[inline(always)]

@@ -1,4 +1,5 @@
-//! The kernel side of leaktrace: one program for each kind of event, attached as a uprobe.
+//! The kernel side of leaktrace: one program for each kind of event, attached as a uprobe, and two that note which
+//! processes come and go.
 //!
 //! A program asks the map of processes whether the process that it runs in is traced, and by which probe set;
 //! its attach cookie tells which set it belongs to and which register holds the object (on kernels without
@@ -33,6 +34,9 @@ mod timer;
 
 #[cfg(target_arch = "bpf")]
 mod wait;
+
+#[cfg(target_arch = "bpf")]
+mod life;
 
 #[cfg(target_arch = "bpf")]
 mod context;

@@ -8,8 +8,8 @@ use leaktrace_common::{
     binary::BinaryConfig,
     event::{Kind, Loss},
     limits::{
-        FIRING_THREADS, RING_BYTES, SLOTS, STACK_DEPTH, STACKS as STACK_COUNT, WAIT_KINDS,
-        WAITS as WAIT_COUNT,
+        FIRING_THREADS, LIVES_BYTES, RING_BYTES, SLOTS, STACK_DEPTH, STACKS as STACK_COUNT,
+        WAIT_KINDS, WAITS as WAIT_COUNT,
     },
     process::Enrolment,
     wait::{TotalsKey, Wait, WaitKey, WaitTotals},
@@ -23,9 +23,18 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 #[map]
 pub static PROCESSES: HashMap<u32, Enrolment> = HashMap::with_max_entries(SLOTS, 0);
 
+/// Processes that began or ended.
+#[map]
+pub static LIVES: RingBuf = RingBuf::with_byte_size(LIVES_BYTES, 0);
+
 /// How often a probe was hit by a process that is not traced: one counter.
 #[map]
 pub static STRANGERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+
+/// How many more hits each process may have on this CPU, by slot. User space fills it up as long as the process keeps
+/// within its budget; when it does not, or user space is late, the programs return at once.
+#[map]
+pub static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
 
 /// Where each process's binary keeps its fields, by slot.
 #[map]

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use glob::Pattern;
+
+use crate::budget::Share;
 
 /// Finds leaking goroutines and timers in running, unmodified Go programs.
 #[derive(Debug, Parser)]
@@ -29,7 +32,7 @@ pub enum Command {
     Record(Record),
     /// Watch for a while, then show one verdict with all its evidence. Exit code: 0 nothing found, 1 leak found, 2 error.
     Explain(Explain),
-    /// Watch until told to stop, and serve Prometheus metrics.
+    /// Watch all Go programs of this machine, or some, until told to stop, and serve what is known over HTTP.
     Daemon(Daemon),
     /// Compare two snapshots by call site: JSON or pprof, from leaktrace or from Go itself.
     Diff(Diff),
@@ -77,6 +80,10 @@ pub struct Record {
     /// What the probes hear.
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     pub events: EventsLevel,
+    /// What the program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
+    /// lose more; what is alive is counted all the same.
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
+    pub budget: Allowed,
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,
@@ -97,6 +104,10 @@ pub struct Explain {
     /// What the probes hear.
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     pub events: EventsLevel,
+    /// What the program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
+    /// lose more; what is alive is counted all the same.
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
+    pub budget: Allowed,
     #[command(flatten)]
     /// Where the answer goes.
     pub output: Output,
@@ -105,9 +116,9 @@ pub struct Explain {
 /// Arguments of `daemon`.
 #[derive(Debug, Args)]
 pub struct Daemon {
-    /// Process to watch.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
-    pub pid: i32,
+    #[command(flatten)]
+    /// Whom to watch.
+    pub whom: Whom,
     /// Address to serve on; port 0 takes a free one, which the log tells.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9779")]
     pub listen: SocketAddr,
@@ -117,6 +128,36 @@ pub struct Daemon {
     /// What the probes hear.
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     pub events: EventsLevel,
+    /// What a program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
+    /// lose more; what is alive is counted all the same.
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
+    pub budget: Allowed,
+    /// What all traced programs of this host together may lose.
+    #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = budget)]
+    pub host_budget: Allowed,
+}
+
+/// Whom the daemon watches: all of these together. Without any, every Go program.
+#[derive(Debug, Args)]
+pub struct Whom {
+    /// Process to watch; may be given several times.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: Vec<i32>,
+    /// Watch those whose executable's path matches, such as "/opt/*/server"; may be given several times.
+    #[arg(long, value_name = "GLOB")]
+    pub exe: Vec<Pattern>,
+    /// Watch those with this name, as in /proc/PID/comm; * and ? stand for anything; may be given several times.
+    #[arg(long, value_name = "COMM")]
+    pub name: Vec<Pattern>,
+    /// Watch every Go program: what is done when nobody is named.
+    #[arg(long)]
+    pub all: bool,
+    /// Do not watch those whose executable's path matches, unless they are named by --pid.
+    #[arg(long, value_name = "GLOB")]
+    pub exclude_exe: Vec<Pattern>,
+    /// Do not watch those with this name, unless they are named by --pid.
+    #[arg(long, value_name = "COMM")]
+    pub exclude_name: Vec<Pattern>,
 }
 
 /// Arguments of `inspect`.
@@ -221,6 +262,24 @@ pub enum EventsLevel {
     None,
 }
 
+/// What a program may lose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Allowed(pub Option<Share>);
+
+/// Reads a share of one core such as `1%`, or `off`.
+fn budget(text: &str) -> Result<Allowed, String> {
+    if text == "off" {
+        return Ok(Allowed(None));
+    }
+    let wrong = || "a budget is a part of one core, such as 1%, or off".to_owned();
+    let number = text.strip_suffix('%').ok_or_else(wrong)?;
+    let percent: f64 = number.trim_end().parse().map_err(|_| wrong())?;
+    if !(0.01..=10_000.0).contains(&percent) {
+        return Err("a budget lies between 0.01% and 10000% of a core, or is off".to_owned());
+    }
+    Ok(Allowed(Some(Share(percent / 100.0))))
+}
+
 /// Reads a time such as `90s`, `5m`, `1h` or `500ms`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let split = text
@@ -253,6 +312,16 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn budgets() {
+        assert_eq!(budget("1%"), Ok(Allowed(Some(Share(0.01)))));
+        assert_eq!(budget("0.5 %"), Ok(Allowed(Some(Share(0.005)))));
+        assert_eq!(budget("off"), Ok(Allowed(None)));
+        for wrong in ["", "1", "%", "-1%", "0%", "nan%", "inf%", "1%%"] {
+            assert!(budget(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

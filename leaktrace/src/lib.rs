@@ -9,13 +9,16 @@
 //!
 //! The modules follow that line. Everything between `resolve` and `export` is pure: no I/O, no clock
 //! (time is an argument); only `target`, `probe`, `event::ring`, `census::memory`, `export::server`,
-//! `session`, `fleet` and `command` touch the world.
+//! `session`, `fleet`, `watcher` and `command` touch the world.
 
 // Arguments as typed.
 pub mod cli;
 
 // What each subcommand does.
 pub mod command;
+
+// All processes of this machine, and what becomes of them.
+pub mod watcher;
 
 // All targets, and the probes that serve them.
 pub mod fleet;
@@ -49,6 +52,9 @@ pub mod verdict;
 
 // 8. Tell people and machines.
 pub mod export;
+
+// The same on a terminal, live.
+pub mod top;
 
 // Can this machine be traced?
 pub mod host;

@@ -4,6 +4,8 @@
 //! [`Session::apply`] for each event, [`Session::look`] and [`Session::book`] now and then, [`Session::report`]
 //! when somebody asks. It owns the ledger; nobody else touches it.
 
+mod governed;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroU32;
@@ -15,14 +17,15 @@ use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
 use leaktrace_common::limits::WAITS;
 
+use crate::budget::Terms;
 use crate::census::{
     self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
 };
-use crate::clock::monotonic_ns;
+use crate::clock::{monotonic_ns, unix_of};
 use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
 use crate::export::explain::Explained;
-use crate::export::report::{Events, Facts, SiteReport, Target};
+use crate::export::report::{Events, Facts, LevelChange, LevelChanges, SiteReport, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
@@ -53,11 +56,11 @@ pub struct Session {
 /// The probes of the target, and what they said by the last census.
 struct Watch {
     attached: AttachedSet,
-    level: Level,
     not_probed: Vec<(Kind, String)>,
     hits: [u64; Kind::COUNT as usize],
     lost: [u64; Loss::COUNT as usize],
     undecodable: u64,
+    cost: governed::Cost,
     blocked: Vec<BlockedTime>,
 }
 
@@ -84,17 +87,19 @@ impl Session {
     /// When there is no such process, it is out of bounds, it is nothing that leaktrace can read, or its memory
     /// contradicts its executable.
     pub fn open(pid: Pid) -> anyhow::Result<Self> {
-        Self::of(Process::open(pid)?, |executable| {
+        Self::of(Process::open(pid)?, PATIENCE, |executable| {
             resolve::resolve_running(executable).map(Rc::new)
         })
     }
 
-    /// The same for a process that was found already, with the caller's way to get at what its executable holds.
+    /// The same for a process that was found already, with the caller's way to get at what its executable holds, and
+    /// the number of times that its memory is looked at, with pauses, until it is believed.
     ///
     /// # Errors
     /// As [`Session::open`].
     pub fn of(
         process: Process,
+        tries: u32,
         resolve: impl FnOnce(&File) -> Result<Rc<Program>, Refusal>,
     ) -> anyhow::Result<Self> {
         let pid = process.id.pid;
@@ -107,7 +112,7 @@ impl Session {
         let bias = process.load_bias(program.program_headers);
         let layout = Layout::new(&program, bias);
         let memory = LiveMemory::new(pid);
-        let believed = believe(&memory, &layout).with_context(refused)?;
+        let believed = believe(&memory, &layout, tries).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
         let started_ns = monotonic_ns().saturating_sub(age_ns(process.started_unix));
         Ok(Self {
@@ -127,6 +132,14 @@ impl Session {
         })
     }
 
+    /// The name that stays the same across restarts.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let exe = self.process.exe.to_string_lossy();
+        let path = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
+        path.rsplit('/').next().unwrap_or(path).to_owned()
+    }
+
     /// The executable.
     #[must_use]
     pub fn program(&self) -> &Program {
@@ -142,6 +155,7 @@ impl Session {
         probes: &mut Probes,
         level: Level,
         scope: Scope,
+        terms: &Terms,
     ) -> anyhow::Result<()> {
         if level == Level::None {
             return Ok(());
@@ -158,34 +172,19 @@ impl Session {
             })
             .with_context(|| format!("cannot put probes on process {pid}"))?;
         self.still_there()?;
-        self.ledger.listen(monotonic_ns());
+        let now_ns = monotonic_ns();
+        self.ledger.listen(now_ns);
         tracing::debug!(pid = pid.0, probes = attached.len(), "the probes are on");
         self.watch = Some(Watch {
             attached,
-            level,
             not_probed: plan.refused,
             hits: Default::default(),
             lost: Default::default(),
             undecodable: 0,
+            cost: governed::Cost::new(terms, level, &plan.points, &self.process, now_ns),
             blocked: Vec::new(),
         });
-        Ok(())
-    }
-
-    /// Puts the probes of another level on in place of those that are on. The counters go on, and so does the slot.
-    ///
-    /// # Errors
-    /// When they cannot be put on; the old ones are on then.
-    pub fn change_level(&mut self, probes: &mut Probes, level: Level) -> anyhow::Result<()> {
-        let plan = match level {
-            Level::None => Plan::default(),
-            level => self.plan(probes, level)?,
-        };
-        let Some(watch) = &mut self.watch else {
-            return self.attach(probes, level, Scope::Process);
-        };
-        probes.replan(&watch.attached, &plan.points)?;
-        (watch.level, watch.not_probed) = (level, plan.refused);
+        self.govern(probes, now_ns);
         Ok(())
     }
 
@@ -240,6 +239,9 @@ impl Session {
                 .learn(stack, probes.stack(stack).unwrap_or_default());
         }
         self.ledger.apply(event, &self.symbols);
+        if let Some(watch) = &mut self.watch {
+            watch.cost.hear();
+        }
     }
 
     /// Counts what is really alive. With `Depth::Places` also looks where goroutines are stuck and on what.
@@ -300,7 +302,8 @@ impl Session {
             watch.hits = probes.hits(&watch.attached);
             watch.lost = probes.lost(&watch.attached);
             watch.undecodable = undecodable;
-            if watch.level == Level::Full {
+            watch.cost.counted = watch.cost.moment(&self.process, self.counted_ns);
+            if watch.cost.was_full() {
                 watch.blocked = probes.blocked_times(&watch.attached);
             }
         }
@@ -309,7 +312,9 @@ impl Session {
     /// On level `full` the kernel knows since when each goroutine is blocked: those that a look saw waiting are asked for.
     #[must_use]
     pub fn waits(&self, look: &Look, probes: &Probes) -> Vec<(Goid, Ktime)> {
-        let Some(watch) = (self.watch.as_ref()).filter(|watch| watch.level == Level::Full) else {
+        let Some((watch, full_since_ns)) = (self.watch.as_ref())
+            .and_then(|watch| watch.cost.full_since_ns().map(|since_ns| (watch, since_ns)))
+        else {
             return Vec::new();
         };
         let census = &look.census;
@@ -319,8 +324,10 @@ impl Session {
             .take(WAITS as usize)
             .filter_map(|goroutine| {
                 let since = probes.blocked_since(&watch.attached, goroutine.g, goroutine.goid)?;
-                // What blocked later was in another wait when it was seen.
-                (since.0 <= census.finished_ns).then_some((goroutine.goid, since))
+                // What blocked later was in another wait when it was seen; what blocked before wake-ups were heard
+                // may have woken in between.
+                (since.0 <= census.finished_ns && since.0 >= full_since_ns)
+                    .then_some((goroutine.goid, since))
             })
             .collect()
     }
@@ -366,11 +373,14 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                hidden: (self.watch.as_ref())
+                    .map(|watch| (&watch.cost.estimates, watch.cost.counted)),
                 standings: &self.standings,
                 watched_since_ns: self.watched_since_ns.unwrap_or(self.counted_ns),
                 blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
+                now_unix: unix_of(self.counted_ns),
             },
         )
     }
@@ -390,7 +400,30 @@ impl Session {
         };
         let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
         if let Some(watch) = &self.watch {
-            events.level = watch.level.name();
+            let cost = &watch.cost;
+            events.level = cost.governor.level().name();
+            events.budget = cost.governor.share().map(|share| share.0);
+            events.overhead_measured = overhead(cost.meter.spent_ns(), self.counted_ns, since_ns);
+            events.hit_cost = Some(cost.calibration);
+            events.overhead_now = cost.meter.overhead();
+            events.cost_seconds = (cost.meter.by_kind())
+                .map(|(kind, _, ns)| (kind_name(kind), ns / 1e9))
+                .collect();
+            let tally = cost.governor.tally();
+            events.changes = LevelChanges {
+                falls: tally.falls,
+                returns: tally.returns,
+                samples: tally.samples,
+                latest: (cost.changes.iter())
+                    .map(|change| LevelChange {
+                        seconds: seconds(change.at_ns.saturating_sub(since_ns)),
+                        from: change.from.name(),
+                        to: change.to.name(),
+                        reason: change.reason.clone(),
+                    })
+                    .collect(),
+            };
+            events.unheard_seconds = seconds(cost.estimates.unknown_ns(cost.counted));
             for (kind, count) in Kind::ALL.into_iter().zip(watch.hits) {
                 if count > 0 {
                     events.hits.insert(kind_name(kind), count);
@@ -414,6 +447,9 @@ impl Session {
     }
 }
 
+/// How often the memory of a process is looked at before its contradictions count.
+pub const PATIENCE: u32 = 10;
+
 /// How long ago that was, by the wall clock; 0 for a time to come.
 fn age_ns(unix: f64) -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -423,8 +459,7 @@ fn age_ns(unix: f64) -> u64 {
 }
 
 /// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
-fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
-    const TRIES: u32 = 10;
+fn believe(memory: &LiveMemory, layout: &Layout, most: u32) -> anyhow::Result<SelfCheck> {
     const PAUSE: Duration = Duration::from_millis(30);
     let mut tries = 1;
     loop {
@@ -433,10 +468,10 @@ fn believe(memory: &LiveMemory, layout: &Layout) -> anyhow::Result<SelfCheck> {
             Err(Distrust::Memory(error @ (MemoryError::Exited(_) | MemoryError::Denied(_)))) => {
                 return Err(error.into());
             }
-            Err(reason @ Distrust::NotStarted) if tries == TRIES => {
+            Err(reason @ Distrust::NotStarted) if tries >= most => {
                 return Err(reason).context("try again when it runs");
             }
-            Err(reason) if tries == TRIES => {
+            Err(reason) if tries >= most => {
                 return Err(reason).context(
                     "its memory is not what its Go release has, so nothing in it is believed",
                 );
@@ -509,6 +544,7 @@ fn loss_name(cause: Loss) -> &'static str {
         Loss::ReadFault => "read fault",
         Loss::UnknownSlot => "unknown slot",
         Loss::WaitsFull => "waits full",
+        Loss::OverBudget => "over budget",
     }
 }
 
@@ -518,4 +554,14 @@ fn loss_name(cause: Loss) -> &'static str {
 )]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
+}
+
+/// What was lost as a part of one core, over all the time that was watched.
+fn overhead(spent_ns: f64, now_ns: u64, since_ns: u64) -> f64 {
+    let watched = seconds(now_ns.saturating_sub(since_ns)) * 1e9;
+    if watched > 0.0 {
+        spent_ns / watched
+    } else {
+        0.0
+    }
 }

@@ -50,6 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     fetch(arguments, &mut report);
     if arguments.filter.is_none() && !arguments.quick {
         ebpf_objects(&mut report);
+        offsets(&mut report);
     }
     tests(&cargo, arguments, &mut report)?;
     if arguments.filter.is_none() && !arguments.quick {
@@ -128,6 +129,18 @@ fn ebpf_objects(report: &mut Report) {
         ),
         code => report.note(step, code == Some(0), begin),
     }
+}
+
+/// Generates the table of struct offsets anew, and compares it with the one that is checked in.
+fn offsets(report: &mut Report) {
+    let step = "table of struct offsets";
+    let Ok(this) = env::current_exe() else {
+        return report.skip(step, "the path of xtask itself is not known");
+    };
+    if let Err(error) = tools::with_dwarf() {
+        return report.skip(step, &format!("{error:#}"));
+    }
+    report.run(step, Command::new(this).args(["offsets", "--check"]));
 }
 
 /// Runs the tests of the workspace; then reads which of them could not run here.

@@ -5,23 +5,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::record::{DRAIN_EVERY, level};
-use crate::cli::Daemon;
-use crate::export::metrics::target_name;
-use crate::export::server::{self, Status};
-use crate::fleet::Fleet;
-use crate::probe::Scope;
-use crate::session::Depth;
-use crate::target::{Pid, TargetId};
+use crate::cli::{Daemon, Whom};
+use crate::export::server::{self, MOST_QUESTIONS, Source};
+use crate::fleet::Budget;
+use crate::target::Pid;
+use crate::target::selection::Selection;
+use crate::watcher::{Settings, Watcher};
+
+/// How often what is shown is renewed.
+const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs until SIGINT or SIGTERM.
 ///
 /// # Errors
-/// When the process cannot be watched at the start, or the address not be served on.
+/// When a process that was named cannot be watched at the start, or the address not be served on.
 pub fn run(arguments: &Daemon) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -31,70 +34,85 @@ pub fn run(arguments: &Daemon) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Part of one core that counting may take; a census that takes long is taken less often.
-const CENSUS_BUDGET: f64 = 0.005;
-
-/// Takes a census, and sets the time of the next so that the budget is kept.
-fn timed(
-    fleet: &mut Fleet,
-    id: TargetId,
-    next: &mut Instant,
-    interval: Duration,
-) -> anyhow::Result<()> {
-    let begin = Instant::now();
-    let result = fleet.census(id, Depth::Counts);
-    let took = begin.elapsed();
-    *next = begin + interval.max(took.div_f64(CENSUS_BUDGET));
-    result.map(drop)
-}
-
 async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let listener = server::bind(arguments.listen).await?;
     let address = listener.local_addr().context("the socket has no address")?;
-    let mut fleet = Fleet::default();
-    let id = fleet.open(Pid(arguments.pid))?;
-    fleet.attach(id, level(arguments.events), Scope::Process)?;
-    fleet.census(id, Depth::Counts)?;
-    let session = fleet.session(id)?;
-    tracing::info!(pid = arguments.pid, exe = %session.process.exe.display(), "watching");
+    allow_many_files();
 
-    let (publish, status) = watch::channel(Status::Watching(Arc::new(session.report())));
-    tokio::spawn(server::serve(listener, status));
+    let selection = selection(&arguments.whom);
+    let (named, only_named) = (selection.pids.clone(), selection.only_pids());
+    let mut watcher = Watcher::new(Settings {
+        selection,
+        level: level(arguments.events),
+        interval: arguments.interval,
+        budget: Budget {
+            target: arguments.budget.0,
+            host: arguments.host_budget.0,
+        },
+    });
+    for pid in named {
+        match watcher.require(pid) {
+            Err(error) if only_named => return Err(error),
+            Err(error) => tracing::warn!("{error:#}"),
+            Ok(()) => {}
+        }
+    }
+    watcher.listen();
+    watcher.step();
+
+    let (publish, board) = watch::channel(Arc::new(watcher.board()));
+    let (questions, mut asked) = mpsc::channel(MOST_QUESTIONS);
+    tokio::spawn(server::serve(listener, Source { board, questions }));
     tracing::info!("listening on http://{address}");
 
-    let mut drain = interval(DRAIN_EVERY);
-    drain.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut next = Instant::now() + arguments.interval;
-    let mut watching = true;
+    let (mut changed, mut published) = (false, Instant::now());
+    let mut tick = interval(DRAIN_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            () = sleep_until(next), if watching => match timed(&mut fleet, id, &mut next, arguments.interval) {
-                Ok(()) => {
-                    publish.send_replace(Status::Watching(Arc::new(fleet.session(id)?.report())));
+            _ = tick.tick() => {
+                changed |= watcher.step();
+                if changed && published.elapsed() >= PUBLISH_EVERY {
+                    publish.send_replace(Arc::new(watcher.board()));
+                    (changed, published) = (false, Instant::now());
                 }
-                Err(error) if fleet.session(id)?.process.is_alive() => {
-                    // The last report stays; the next census may succeed.
-                    tracing::warn!("no census of process {}: {error:#}", arguments.pid);
+            }
+            Some(question) = asked.recv() => {
+                let server::Ask { pid, reply } = question;
+                // A client that has gone wants no answer.
+                if !reply.is_closed() {
+                    let _ = reply.send(watcher.fresh(pid));
                 }
-                Err(_) => {
-                    watching = false;
-                    let session = fleet.let_go(id).context("nothing was watched")?;
-                    tracing::info!(pid = arguments.pid, "the target has exited");
-                    let name = target_name(&session.process.exe.to_string_lossy()).to_owned();
-                    publish.send_replace(Status::Gone(name));
-                }
-            },
-            _ = drain.tick(), if watching => {
-                fleet.drain();
             }
         }
     }
-    fleet.let_go(id);
+    watcher.stop();
     tracing::info!("stopped");
     Ok(())
+}
+
+fn selection(whom: &Whom) -> Selection {
+    let nobody = whom.pid.is_empty() && whom.exe.is_empty() && whom.name.is_empty();
+    Selection {
+        all: whom.all || nobody,
+        pids: whom.pid.iter().copied().map(Pid).collect(),
+        exes: whom.exe.clone(),
+        names: whom.name.clone(),
+        exclude_exes: whom.exclude_exe.clone(),
+        exclude_names: whom.exclude_name.clone(),
+    }
+}
+
+/// Each probe takes two file descriptors, and the usual limit is 1024: takes what may be had.
+fn allow_many_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        tracing::debug!("the limit of open files stays: {error}");
+    }
 }

@@ -8,8 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
-use crate::cli::{EventsLevel, Record};
-use crate::fleet::Fleet;
+use crate::cli::{Allowed, EventsLevel, Record};
+use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::session::{Depth, Session};
 use crate::target::{Pid, TargetId};
@@ -29,7 +29,12 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let session = watched(Pid(arguments.pid), arguments.duration, arguments.events)?;
+    let session = watched(
+        Pid(arguments.pid),
+        arguments.duration,
+        arguments.events,
+        arguments.budget,
+    )?;
     let report = session.report();
     output::write_report(&report, &arguments.output)?;
     Ok(exit_code(report.worst()))
@@ -48,10 +53,20 @@ pub(super) fn watched(
     pid: Pid,
     duration: Duration,
     events: EventsLevel,
+    budget: Allowed,
 ) -> anyhow::Result<Session> {
-    let mut fleet = Fleet::default();
+    let mut fleet = Fleet::new(
+        level(events),
+        Budget {
+            target: budget.0,
+            host: None,
+        },
+    );
     let id = fleet.open(pid)?;
     fleet.attach(id, level(events), Scope::Process)?;
+    if let Some(probes) = fleet.session(id)?.probes() {
+        tracing::info!(pid = pid.0, probes = probes.len(), "the probes are on");
+    }
     fleet.census(id, Depth::Counts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -13,11 +13,13 @@
 )]
 
 mod decode;
+mod lives;
 mod ring;
 
 use std::{fmt, num::NonZeroU64};
 
 pub use decode::{DecodeError, decode};
+pub use lives::Lives;
 pub use ring::{Drained, Ring};
 
 use crate::address::RuntimeAddr;

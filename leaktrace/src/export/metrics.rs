@@ -1,11 +1,16 @@
-//! The report as Prometheus metrics. Names and labels are the contract of dashboards and alerts: doc/prometheus.md.
+//! What is known of all targets as Prometheus metrics. Names and labels are the contract of dashboards and alerts: doc/prometheus.md.
 
 use prometheus::core::Collector;
-use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    CounterVec, Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use std::collections::BTreeSet;
 
 use super::Report;
 use super::report::SiteReport;
 use crate::verdict::Level;
+use crate::watcher::board::Board;
 
 /// The media type of [`render`]'s answer.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -13,19 +18,17 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 /// Sites that keep a label of their own per target and kind; the others are summed as `other`.
 pub const MOST_SITES: usize = 50;
 
-/// A target as the metrics see it.
-pub enum Watched<'r> {
-    /// It runs; this is the last report.
-    Up(&'r Report),
-    /// It is gone: its name, for `leaktrace_target_up`.
-    Down(String),
-}
+/// Reasons of refusal that keep a label of their own; the others are summed as `other`.
+const MOST_REASONS: usize = 20;
+
+/// A target and its last report.
+type Watched<'b> = (&'b str, &'b Report);
 
 /// Everything for one scrape, in the Prometheus text format.
 ///
 /// # Errors
 /// When two metrics share a name or a label is malformed: a defect of this module, never of a target.
-pub fn render(watched: &Watched<'_>) -> Result<Vec<u8>, prometheus::Error> {
+pub fn render(board: &Board) -> Result<Vec<u8>, prometheus::Error> {
     let registry = Registry::new();
     let build = gauge(
         "leaktrace_build_info",
@@ -39,21 +42,75 @@ pub fn render(watched: &Watched<'_>) -> Result<Vec<u8>, prometheus::Error> {
         "Whether the target is alive and its last census succeeded.",
         &["target"],
     )?;
-    match watched {
-        Watched::Up(report) => {
-            up.with_label_values(&[name(report)]).set(1);
-            register_target(&registry, report)?;
-        }
-        Watched::Down(name) => up.with_label_values(&[name]).set(0),
+    for row in board.targets() {
+        up.with_label_values(&[&row.target]).set(i64::from(row.up));
     }
     registry.register(Box::new(up))?;
+    let watched: Vec<Watched<'_>> = board
+        .targets()
+        .filter_map(|row| Some((row.target.as_str(), row.report.as_deref()?)))
+        .collect();
+    register_targets(&registry, &watched)?;
+    register_processes(&registry, board)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
     Ok(text)
 }
 
-fn register_target(registry: &Registry, report: &Report) -> Result<(), prometheus::Error> {
-    let target = name(report);
+/// How many processes there are of each sort, and what cannot be traced for which reason.
+fn register_processes(registry: &Registry, board: &Board) -> Result<(), prometheus::Error> {
+    let processes = gauge(
+        "leaktrace_processes",
+        "Processes of this machine, by what became of them: traced, waiting, refused, excluded, not go, ended.",
+        &["status"],
+    )?;
+    let refused = gauge(
+        "leaktrace_target_refused",
+        "Processes that cannot be traced although they are Go programs, or may be, by reason.",
+        &["reason"],
+    )?;
+    let mut reasons: BTreeSet<&str> = BTreeSet::new();
+    for row in &board.rows {
+        processes.with_label_values(&[row.status]).inc();
+        if row.status == "refused" {
+            // The first part of the sentence names the process.
+            let reason = row
+                .reason
+                .split_once("): ")
+                .map_or(&*row.reason, |(_, why)| why);
+            let known = reasons.contains(reason) || reasons.len() < MOST_REASONS;
+            let label = if known { reason } else { "other" };
+            reasons.insert(label);
+            refused.with_label_values(&[label]).inc();
+        }
+    }
+    register(registry, processes)?;
+    register(registry, refused)?;
+    for (name, help, value) in [
+        (
+            "leaktrace_stranger_hits_total",
+            "Hits of probes in processes that are not traced: they run the same file as traced ones.",
+            board.stranger_hits,
+        ),
+        (
+            "leaktrace_late_events_total",
+            "Events that came after their target had ended.",
+            board.late_events,
+        ),
+        (
+            "leaktrace_processes_unlisted_total",
+            "Processes that were not looked at because there are too many.",
+            board.unlisted,
+        ),
+    ] {
+        let total = counter(name, help, &[])?;
+        total.with_label_values::<&str>(&[]).inc_by(value);
+        register(registry, total)?;
+    }
+    Ok(())
+}
+
+fn register_targets(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), prometheus::Error> {
     let info = gauge(
         "leaktrace_target_info",
         "What is known of the target; the value is always 1.",
@@ -68,18 +125,20 @@ fn register_target(registry: &Registry, report: &Report) -> Result<(), prometheu
             "vcs_revision",
         ],
     )?;
-    let facts = &report.target;
-    info.with_label_values(&[
-        target,
-        &facts.pid.to_string(),
-        &facts.exe,
-        &facts.go_version,
-        &facts.build_id,
-        &facts.module,
-        &facts.version,
-        &facts.vcs_revision,
-    ])
-    .set(1);
+    for (target, report) in watched {
+        let facts = &report.target;
+        info.with_label_values(&[
+            *target,
+            &facts.pid.to_string(),
+            &facts.exe,
+            &facts.go_version,
+            &facts.build_id,
+            &facts.module,
+            &facts.version,
+            &facts.vcs_revision,
+        ])
+        .set(1);
+    }
     register(registry, info)?;
 
     let drift = gauge(
@@ -87,55 +146,138 @@ fn register_target(registry: &Registry, report: &Report) -> Result<(), prometheu
         "Goroutines on which events and census disagreed when they last met.",
         &["target"],
     )?;
-    drift
-        .with_label_values(&[target])
-        .set(signed(report.goroutines.drift));
+    for (target, report) in watched {
+        drift
+            .with_label_values(&[target])
+            .set(signed(report.goroutines.drift));
+    }
     register(registry, drift)?;
     let level = gauge(
         "leaktrace_events_level",
-        "How much the probes hear: 0 none, 2 lifecycle, 3 full.",
+        "How much the probes hear: 0 none, 1 sampled, 2 lifecycle, 3 full.",
         &["target"],
     )?;
-    level
-        .with_label_values(&[target])
-        .set(match report.events.level {
-            "full" => 3,
-            "lifecycle" => 2,
-            _ => 0,
-        });
+    for (target, report) in watched {
+        level
+            .with_label_values(&[target])
+            .set(match report.events.level {
+                "full" => 3,
+                "lifecycle" => 2,
+                "sampled" => 1,
+                _ => 0,
+            });
+    }
     register(registry, level)?;
     let hits = counter(
         "leaktrace_probe_hits_total",
         "How often each probe was hit.",
         &["target", "probe"],
     )?;
-    for (probe, count) in &report.events.hits {
-        hits.with_label_values(&[target, *probe]).inc_by(*count);
+    for (target, report) in watched {
+        for (probe, count) in &report.events.hits {
+            hits.with_label_values(&[*target, *probe]).inc_by(*count);
+        }
     }
     register(registry, hits)?;
+    register_cost(registry, watched)?;
     let lost = counter(
         "leaktrace_events_lost_total",
         "Events that were lost, by cause. Counts of live things are right again after the next census.",
         &["target", "cause"],
     )?;
-    for (cause, count) in &report.events.lost_by_cause {
-        lost.with_label_values(&[target, *cause]).inc_by(*count);
+    for (target, report) in watched {
+        for (cause, count) in &report.events.lost_by_cause {
+            lost.with_label_values(&[*target, *cause]).inc_by(*count);
+        }
     }
     register(registry, lost)?;
 
-    let (goroutines, timers): (Vec<&SiteReport>, Vec<&SiteReport>) = report
-        .sites
-        .iter()
-        .partition(|site| site.timer_kind.is_none());
-    register_goroutines(registry, target, &goroutines)?;
-    register_timers(registry, target, &timers)?;
-    register_verdicts(registry, target, report)
+    register_goroutines(registry, watched)?;
+    register_timers(registry, watched)?;
+    register_verdicts(registry, watched)
+}
+
+/// Every site of every target that counts goroutines, or else timers: target, label, site.
+fn sites<'b>(watched: &[Watched<'b>], timers: bool) -> Vec<(&'b str, &'b str, &'b SiteReport)> {
+    let mut all = Vec::new();
+    for (target, report) in watched {
+        let sites = report.sites.iter();
+        let wanted: Vec<_> = sites
+            .filter(|site| site.timer_kind.is_some() == timers)
+            .collect();
+        let labelled = labelled(&wanted).into_iter();
+        all.extend(labelled.map(|(label, site)| (*target, label, site)));
+    }
+    all
+}
+
+fn register_cost(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), prometheus::Error> {
+    let cost = CounterVec::new(
+        Opts::new(
+            "leaktrace_probe_cost_seconds_total",
+            "Time that each probe took from the target's threads: hits, times what one costs on this machine.",
+        ),
+        &["target", "probe"],
+    )?;
+    let overhead = float_gauge(
+        "leaktrace_overhead_ratio",
+        "What the target loses to the probes over the last half minute, as a part of one core.",
+        &["target"],
+    )?;
+    let budget = float_gauge(
+        "leaktrace_budget_ratio",
+        "What the target may lose, as a part of one core; no series without a budget.",
+        &["target"],
+    )?;
+    let price = float_gauge(
+        "leaktrace_probe_cost_seconds",
+        "What one hit of a probe costs on this machine, as measured on leaktrace itself.",
+        &["work"],
+    )?;
+    let changes = counter(
+        "leaktrace_events_level_changes_total",
+        "How often the level changed to keep the budget.",
+        &["target", "direction"],
+    )?;
+    for (target, report) in watched {
+        let events = &report.events;
+        for (probe, seconds) in &events.cost_seconds {
+            cost.with_label_values(&[*target, *probe]).inc_by(*seconds);
+        }
+        overhead
+            .with_label_values(&[target])
+            .set(events.overhead_now);
+        if let Some(share) = events.budget {
+            budget.with_label_values(&[target]).set(share);
+        }
+        if let Some(hit) = events.hit_cost {
+            let with_stack = hit.emulated_ns + hit.stack_ns;
+            price
+                .with_label_values(&["record"])
+                .set(hit.emulated_ns / 1e9);
+            price
+                .with_label_values(&["record with stack"])
+                .set(with_stack / 1e9);
+        }
+        for (direction, count) in [
+            ("poorer", events.changes.falls),
+            ("richer", events.changes.returns),
+        ] {
+            changes
+                .with_label_values(&[*target, direction])
+                .inc_by(count);
+        }
+    }
+    register(registry, cost)?;
+    register(registry, overhead)?;
+    register(registry, budget)?;
+    register(registry, price)?;
+    register(registry, changes)
 }
 
 fn register_goroutines(
     registry: &Registry,
-    target: &str,
-    sites: &[&SiteReport],
+    watched: &[Watched<'_>],
 ) -> Result<(), prometheus::Error> {
     let labels = ["target", "site"];
     let live = gauge(
@@ -163,7 +305,7 @@ fn register_goroutines(
         "Stack memory of the goroutines alive, in bytes.",
         &labels,
     )?;
-    for (site, report) in labelled(sites) {
+    for (target, site, report) in sites(watched, false) {
         for (state, count) in &report.states {
             live.with_label_values(&[target, site, state])
                 .add(signed(*count));
@@ -186,11 +328,7 @@ fn register_goroutines(
     register(registry, stack)
 }
 
-fn register_timers(
-    registry: &Registry,
-    target: &str,
-    sites: &[&SiteReport],
-) -> Result<(), prometheus::Error> {
+fn register_timers(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), prometheus::Error> {
     let labels = ["target", "site", "kind"];
     let pending = gauge(
         "leaktrace_timers_pending",
@@ -217,7 +355,7 @@ fn register_timers(
         "Time since the oldest pending timer was armed; for one older than the tracing, how long it was watched.",
         &labels,
     )?;
-    for (site, report) in labelled(sites) {
+    for (target, site, report) in sites(watched, true) {
         let values = [target, site, report.timer_kind.unwrap_or("timer")];
         pending.with_label_values(&values).add(signed(report.count));
         created
@@ -241,8 +379,7 @@ fn register_timers(
 
 fn register_verdicts(
     registry: &Registry,
-    target: &str,
-    report: &Report,
+    watched: &[Watched<'_>],
 ) -> Result<(), prometheus::Error> {
     let leak = gauge(
         "leaktrace_leak",
@@ -254,31 +391,17 @@ fn register_verdicts(
         "How much each leaking call site grows in an hour.",
         &["target", "kind", "site"],
     )?;
-    for site in report
-        .sites
-        .iter()
-        .filter(|site| site.verdict == Level::Leak)
-    {
-        leak.with_label_values(&[target, site.kind, &site.site, site.rule])
-            .set(1);
-        growth
-            .with_label_values(&[target, site.kind, &site.site])
-            .set(site.growth_per_minute * 60.0);
+    for (target, report) in watched {
+        for site in (report.sites.iter()).filter(|site| site.verdict == Level::Leak) {
+            leak.with_label_values(&[*target, site.kind, &site.site, site.rule])
+                .set(1);
+            growth
+                .with_label_values(&[*target, site.kind, &site.site])
+                .set(site.growth_per_minute * 60.0);
+        }
     }
     register(registry, leak)?;
     register(registry, growth)
-}
-
-/// The name that stays the same across restarts.
-fn name(report: &Report) -> &str {
-    target_name(&report.target.exe)
-}
-
-/// The name of a target known only by its executable: the file's name.
-#[must_use]
-pub fn target_name(exe: &str) -> &str {
-    let path = exe.strip_suffix(" (deleted)").unwrap_or(exe);
-    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// Each site with its label: its own for those with a verdict and the largest, `other` for the rest, so that sums stay exact.

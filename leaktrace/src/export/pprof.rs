@@ -156,8 +156,16 @@ pub struct Function {
 /// # Errors
 /// Only if the compressor fails, which writes to memory.
 pub fn render(report: &Report) -> io::Result<Vec<u8>> {
+    render_with(report, "goroutine")
+}
+
+/// The same with `goroutine` or `timer` as the sample type that is shown first.
+///
+/// # Errors
+/// As [`render`].
+pub fn render_with(report: &Report, first: &str) -> io::Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(&profile(report).encode_to_vec())?;
+    encoder.write_all(&profile(report, first).encode_to_vec())?;
     encoder.finish()
 }
 
@@ -178,7 +186,7 @@ pub fn parse(bytes: &[u8]) -> io::Result<Profile> {
     Profile::decode(unpacked.as_slice()).map_err(io::Error::other)
 }
 
-fn profile(report: &Report) -> Profile {
+fn profile(report: &Report, first: &str) -> Profile {
     let mut builder = Builder::default();
     // The first string is the empty one.
     builder.string("");
@@ -191,7 +199,7 @@ fn profile(report: &Report) -> Profile {
         };
         builder.profile.sample_type.push(value);
     }
-    builder.profile.default_sample_type = builder.string("goroutine");
+    builder.profile.default_sample_type = builder.string(first);
     let mapping = Mapping {
         id: 1,
         filename: builder.string(&report.target.exe),

@@ -80,6 +80,20 @@ fn write(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
     write_blocked(out, report, rows)
 }
 
+/// One call site with all that is known of it.
+#[must_use]
+pub fn site(site: &SiteReport) -> String {
+    let mut out = String::new();
+    let heading = match site.verdict {
+        Level::Leak => "LEAK",
+        Level::Suspect => "SUSPECT",
+        Level::Ok => "FINE",
+        Level::NotYet => "NOT YET JUDGED",
+    };
+    let _ = write_finding(&mut out, heading, site);
+    out
+}
+
 fn write_events(out: &mut String, report: &Report) -> fmt::Result {
     let events = &report.events;
     if events.level == "none" {
@@ -114,7 +128,10 @@ fn write_events(out: &mut String, report: &Report) -> fmt::Result {
 }
 
 pub(super) fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Result {
-    let heading = format!("{heading} ({}): {}", site.rule, site.evidence);
+    let heading = match site.rule {
+        "" => format!("{heading}: {} are alive", site.count),
+        rule => format!("{heading} ({rule}): {}", site.evidence),
+    };
     write_place(out, &heading, site)
 }
 

@@ -124,8 +124,9 @@ pub struct OldTimer {
     pub age_seconds: f64,
     /// Whether it is at least that old: it was there before tracing began.
     pub age_is_lower_bound: bool,
-    /// When it is due from now on; negative when it is overdue.
-    pub due_in_seconds: f64,
+    /// When it is due from now on; negative when it is overdue. A core file does not say when it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub due_in_seconds: Option<f64>,
     /// The period of a ticker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_seconds: Option<f64>,
@@ -159,13 +160,14 @@ pub(super) fn oldest_timers(ledger: &Ledger, build: &BuildInfo, now_ns: u64) -> 
                 return None;
             };
             let due_ns = i128::from(timer.when_ns) - i128::from(now_ns);
+            let due = seconds(u64::try_from(due_ns.unsigned_abs()).unwrap_or(u64::MAX))
+                * if due_ns < 0 { -1.0 } else { 1.0 };
             Some(OldTimer {
                 site: label::of(&site.at, build),
                 kind: kind.name(),
                 age_seconds: seconds(now_ns.saturating_sub(timer.since_ns)),
                 age_is_lower_bound: !timer.exact,
-                due_in_seconds: seconds(u64::try_from(due_ns.unsigned_abs()).unwrap_or(u64::MAX))
-                    * if due_ns < 0 { -1.0 } else { 1.0 },
+                due_in_seconds: (now_ns > 0).then_some(due),
                 period_seconds: (timer.period_ns > 0)
                     .then(|| seconds(timer.period_ns.unsigned_abs())),
             })

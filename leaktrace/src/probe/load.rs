@@ -7,13 +7,13 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapError},
-    programs::{ProgramError, UProbe},
+    programs::{ProgramError, RawTracePoint, UProbe},
 };
 use aya_log::EbpfLogger;
 use leaktrace_common::{event::Kind, limits};
 
 use super::{ProbeError, Probes};
-use crate::event::Ring;
+use crate::event::{Lives, Ring};
 
 /// The object for this machine, which build.rs chose and checked.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("LEAKTRACE_BPF_OBJECT"));
@@ -89,6 +89,7 @@ impl Probes {
             waits: take(&mut ebpf, "WAITS")?,
             wait_totals: take(&mut ebpf, "WAIT_TOTALS")?,
             strangers: take(&mut ebpf, "STRANGERS")?,
+            allowance: take(&mut ebpf, "ALLOWANCE")?,
             processes: Rc::new(RefCell::new(take(&mut ebpf, "PROCESSES")?)),
             cookies: options.cookies,
             families: HashMap::new(),
@@ -99,6 +100,26 @@ impl Probes {
             flush_log,
         };
         Ok((probes, ring))
+    }
+
+    /// Has the kernel note which processes come and go; answers with the reading end of the notes, once.
+    pub fn watch_processes(&mut self) -> Result<Lives, ProbeError> {
+        for (name, tracepoint) in [
+            ("process_began", "sched_process_exec"),
+            ("process_ended", "sched_process_exit"),
+        ] {
+            let program: &mut RawTracePoint = self
+                .ebpf
+                .program_mut(name)
+                .ok_or_else(|| ProbeError::Object(format!("it has no program {name}")))?
+                .try_into()
+                .map_err(|error: ProgramError| ProbeError::Object(format!("{name}: {error}")))?;
+            program.load().map_err(|error| program_error(name, error))?;
+            program
+                .attach(tracepoint)
+                .map_err(|error| program_error(name, error))?;
+        }
+        Ok(Lives::new(take(&mut self.ebpf, "LIVES")?))
     }
 
     /// The program for a kind of event, loaded now if it was not before.

@@ -5,6 +5,7 @@
 //! the end of this process in whatever way: the kernel ties them to file descriptors.
 
 mod attach;
+mod calibrate;
 mod family;
 mod load;
 mod plan;
@@ -23,6 +24,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray},
 };
+pub use calibrate::Calibrator;
 use family::Family;
 pub use family::Scope;
 use leaktrace_common::{
@@ -57,6 +59,7 @@ pub struct Probes {
     waits: HashMap<MapData, WaitKey, Wait>,
     wait_totals: HashMap<MapData, TotalsKey, WaitTotals>,
     strangers: PerCpuArray<MapData, u64>,
+    allowance: PerCpuArray<MapData, u64>,
     processes: Processes,
     /// Whether the programs are told by a cookie which set they belong to; without, no set is shared.
     cookies: bool,
@@ -80,6 +83,14 @@ impl Probes {
     #[must_use]
     pub fn hits(&self, set: &AttachedSet) -> [u64; Kind::COUNT as usize] {
         counters(&self.hits, set.slot())
+    }
+
+    /// Lets the probes of this set have so many more hits on each CPU; with 0 they return at once from now on.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for it.
+    pub fn allow(&mut self, set: &AttachedSet, hits: u64) -> Result<(), ProbeError> {
+        slots::set_on_all_cpus(&mut self.allowance, u32::from(set.slot().0), hits)
     }
 
     /// Whether probes are told by a cookie what they are for.

@@ -1,5 +1,9 @@
 //! Whom do we watch? One running process, named by pid *and* start time, because pids are used again.
 
+pub mod roster;
+pub mod scan;
+pub mod selection;
+
 mod process;
 
 use std::fmt;

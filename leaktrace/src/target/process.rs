@@ -24,6 +24,8 @@ pub struct Process {
     /// When it started, seconds since the epoch.
     pub started_unix: f64,
     file: File,
+    /// Where its first stack begins: chosen anew by each exec, so that another program in the same process shows.
+    image: u64,
     /// Where the kernel put the program headers (`AT_PHDR`).
     program_headers: RuntimeAddr,
 }
@@ -89,6 +91,7 @@ impl Process {
             exe,
             started_unix,
             file,
+            image: stat.startstack,
             program_headers: RuntimeAddr(program_headers),
         })
     }
@@ -147,13 +150,25 @@ impl Process {
         })
     }
 
-    /// Whether this very process (not a later one with its pid) still runs.
+    /// What its threads have run in all, in nanoseconds of a core; `None` when it is gone.
+    #[must_use]
+    pub fn cpu_time_ns(&self) -> Option<u64> {
+        let clock =
+            nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(self.id.pid.0)).ok()?;
+        let time = clock.now().ok()?;
+        let seconds = u64::try_from(time.tv_sec()).ok()?;
+        Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+    }
+
+    /// Whether this very process (not a later one with its pid) still runs the program that it ran.
     #[must_use]
     pub fn is_alive(&self) -> bool {
         proc_fs::Process::new(self.id.pid.0)
             .and_then(|proc| proc.stat())
             .is_ok_and(|stat| {
-                stat.starttime == self.id.start_ticks && !matches!(stat.state, 'Z' | 'X')
+                stat.starttime == self.id.start_ticks
+                    && stat.startstack == self.image
+                    && !matches!(stat.state, 'Z' | 'X')
             })
     }
 }

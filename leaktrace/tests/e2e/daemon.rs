@@ -84,7 +84,7 @@ fn a_daemon_serves_metrics_and_ends_when_told() {
 }
 
 /// Where a starting daemon listens, by its own words.
-fn address(daemon: &Tool) -> String {
+pub fn address(daemon: &Tool) -> String {
     loop {
         let line = daemon.error_line(Duration::from_secs(20));
         if let Some((_, rest)) = line.split_once("listening on http://") {
@@ -95,7 +95,7 @@ fn address(daemon: &Tool) -> String {
 }
 
 /// The value of the first series with this name whose labels contain all of these.
-fn series(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
+pub fn series(metrics: &str, name: &str, labels: &[&str]) -> Option<f64> {
     metrics.lines().find_map(|line| {
         let rest = line.strip_prefix(name)?;
         let is_name = rest.starts_with('{') || rest.starts_with(' ');

@@ -5,15 +5,20 @@
 //! `cargo xtask test` prints it.
 
 mod bad_input;
+mod blocked;
+mod budget;
+mod catalogue;
 mod check;
 mod daemon;
 mod detach;
+mod fleet;
 mod hostile;
 mod http;
 mod inspect;
 mod kinds;
 mod matrix;
 mod needs;
+mod noise;
 mod prometheus;
 mod record;
 mod report;

@@ -117,11 +117,11 @@ fn what_does_not_fit_is_counted() {
         program.tell("spawn 1000");
         program.tell("leak 1000");
         let arrived = settle(&mut ring).len() as u64;
-        let [ring_full, _, read_fault, unknown_slot, _] = probes.lost(&set);
+        let [ring_full, _, read_fault, unknown_slot, _, over_budget] = probes.lost(&set);
         let hits = probes.hits(&set)[Kind::Born as usize];
         assert!(ring_full > 0);
         assert_eq!(arrived + ring_full, hits);
-        assert_eq!((read_fault, unknown_slot), (0, 0));
+        assert_eq!((read_fault, unknown_slot, over_budget), (0, 0, 0));
         program.tell("leak 10");
         assert!(settle(&mut ring).len() >= 10);
         let [_, stacks_full, ..] = probes.lost(&set);

@@ -1,0 +1,447 @@
+//! All that the daemon watches: finds processes, takes in those that are wanted, counts them in turn, lets them go.
+//!
+//! A [`Watcher`] is driven by [`Watcher::step`], many times a second; each step does a little of everything, so that
+//! one target with much to count, or a hundred new ones, keep nobody waiting for long.
+
+pub mod board;
+
+mod labels;
+mod log;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::monotonic_ns;
+use crate::event::Lives;
+use crate::export::Report;
+use crate::fleet::{Budget, Fleet};
+use crate::probe::{Level, Scope};
+use crate::resolve::Refusal;
+use crate::session::{Depth, PATIENCE};
+use crate::target::roster::{Entry, Roster, State};
+use crate::target::selection::{Selection, Subject};
+use crate::target::{Inode, Pid, Process, TargetError, TargetId, scan};
+
+use board::{Board, Row};
+use labels::Labels;
+use log::Quota;
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Whom to watch.
+    pub selection: Selection,
+    /// What the probes hear.
+    pub level: Level,
+    /// Time between two counts of one target.
+    pub interval: Duration,
+    /// What the targets may lose.
+    pub budget: Budget,
+}
+
+/// The processes of this machine, and the sessions of those that are watched.
+pub struct Watcher {
+    settings: Settings,
+    fleet: Fleet,
+    lives: Option<Lives>,
+    roster: Roster,
+    traced: BTreeMap<Pid, Traced>,
+    /// Targets that were asked for by number and have ended: they stay to be seen.
+    ended: Vec<Row>,
+    labels: Labels,
+    /// Processes that the kernel said something about: when to look at them again, and how often they were.
+    news: BTreeMap<Pid, (u64, u32)>,
+    next_scan_ns: u64,
+    changed: bool,
+    quota: Quota,
+}
+
+/// A watched process.
+struct Traced {
+    id: TargetId,
+    label: String,
+    next_census_ns: u64,
+    report: Option<Arc<Report>>,
+    /// Whether the last census succeeded.
+    up: bool,
+    /// When it was last counted with places, because somebody asked.
+    placed_ns: u64,
+}
+
+/// Part of one core that counting may take, all targets together: those that take long are counted less often.
+const CENSUS_BUDGET: f64 = 0.005;
+
+/// How often /proc is read: when the kernel does not tell who comes and goes, and when it does.
+const SCAN_NS: (u64, u64) = (1_000_000_000, 5_000_000_000);
+
+/// When a process that the kernel said something about is looked at: it takes a moment to end.
+const NEWS_NS: [u64; 4] = [0, 20_000_000, 200_000_000, 1_000_000_000];
+
+/// Notes that are kept; with more, all of /proc is read.
+const MOST_NEWS: usize = 4096;
+
+/// How long a step goes on with new processes, and then with counts, before it lets others have their turn.
+const SLICE_NS: u64 = 10_000_000;
+
+/// How long a report with places answers further questions for it.
+const FRESH_NS: u64 = 1_000_000_000;
+
+/// How often a Go program that is not ready is tried; each time twice as late as before.
+const TRIES: u32 = 6;
+const FIRST_PAUSE_NS: u64 = 100_000_000;
+
+impl Watcher {
+    /// Nobody is watched yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            fleet: Fleet::new(settings.level, settings.budget),
+            settings,
+            lives: None,
+            roster: Roster::default(),
+            traced: BTreeMap::new(),
+            ended: Vec::new(),
+            labels: Labels::default(),
+            news: BTreeMap::new(),
+            next_scan_ns: 0,
+            changed: true,
+            quota: Quota::default(),
+        }
+    }
+
+    /// Asks the kernel to tell who comes and goes.
+    pub fn listen(&mut self) {
+        if self.settings.level == Level::None || self.settings.selection.only_pids() {
+            return;
+        }
+        match self.fleet.watch_processes() {
+            Ok(lives) => self.lives = Some(lives),
+            Err(error) => {
+                tracing::warn!("/proc is read every second to find processes: {error:#}");
+            }
+        }
+    }
+
+    /// Takes in a process that was asked for by its number, or says why not.
+    ///
+    /// # Errors
+    /// When it cannot be traced.
+    pub fn require(&mut self, pid: Pid) -> anyhow::Result<()> {
+        let process = Process::open(pid)?;
+        self.roster.see(pid, scan::sight(pid), monotonic_ns());
+        let file = process.inode();
+        if let Some(entry) = self.roster.entry_mut(pid) {
+            entry.exe = process.exe.to_string_lossy().into_owned();
+            entry.inode = file;
+        }
+        let id = self.fleet.take_in(process, PATIENCE)?;
+        let scope = self.scope(file);
+        let started = self
+            .fleet
+            .attach(id, self.settings.level, scope)
+            .and_then(|()| self.fleet.census(id, Depth::Counts));
+        if let Err(error) = started {
+            self.fleet.let_go(id);
+            return Err(error);
+        }
+        self.began(id, String::new());
+        Ok(())
+    }
+
+    /// A little of everything. Answers whether what [`Watcher::board`] shows has changed.
+    pub fn step(&mut self) -> bool {
+        self.fleet.drain();
+        let now = monotonic_ns();
+        self.hear(now);
+        if now >= self.next_scan_ns {
+            let seen = scan::pids().into_iter().filter_map(scan::sight).collect();
+            for entry in self.roster.see_all(seen, now) {
+                self.gone(&entry);
+            }
+            let pause = if self.lives.is_some() {
+                SCAN_NS.1
+            } else {
+                SCAN_NS.0
+            };
+            self.next_scan_ns = now.saturating_add(pause);
+            self.changed = true;
+        }
+        while let Some(pid) = self.roster.due(now) {
+            self.look_at(pid);
+            if monotonic_ns().saturating_sub(now) > SLICE_NS {
+                break;
+            }
+        }
+        self.count_who_is_due(now);
+        std::mem::take(&mut self.changed)
+    }
+
+    /// Counts the targets whose time has come, those that wait longest first, for as long as a step may take.
+    fn count_who_is_due(&mut self, now: u64) {
+        loop {
+            let due = (self.traced.values()).filter(|traced| traced.next_census_ns <= now);
+            let longest = due.min_by_key(|traced| traced.next_census_ns);
+            let Some(id) = longest.map(|traced| traced.id) else {
+                return;
+            };
+            self.count(id, Depth::Counts);
+            if monotonic_ns().saturating_sub(now) > SLICE_NS {
+                return;
+            }
+        }
+    }
+
+    /// Notes who came and went, and looks at those whose time has come.
+    fn hear(&mut self, now: u64) {
+        let (news, mut too_many) = (&mut self.news, false);
+        if let Some(lives) = &mut self.lives {
+            lives.drain(MOST_NEWS, |pid| {
+                if news.len() < MOST_NEWS {
+                    news.insert(pid, (now, 0));
+                } else {
+                    too_many = true;
+                }
+            });
+        }
+        if too_many {
+            self.next_scan_ns = now;
+        }
+        let due: Vec<(Pid, u32)> = (self.news.iter())
+            .filter(|(_, (at_ns, _))| *at_ns <= now)
+            .map(|(pid, (_, looks))| (*pid, *looks))
+            .collect();
+        for (pid, looks) in due {
+            let seen = scan::sight(pid);
+            let is_there = seen.is_some();
+            self.changed |= is_there && self.roster.entry(pid).is_none();
+            if let Some(entry) = self.roster.see(pid, seen, now) {
+                self.gone(&entry);
+            }
+            match NEWS_NS.get(looks as usize + 1) {
+                Some(pause) if is_there => {
+                    self.news
+                        .insert(pid, (now.saturating_add(*pause), looks + 1));
+                }
+                _ => {
+                    self.news.remove(&pid);
+                }
+            }
+        }
+    }
+
+    /// Decides about a new process.
+    fn look_at(&mut self, pid: Pid) {
+        let state = self.decide(pid);
+        let Some(entry) = self.roster.entry_mut(pid) else {
+            return;
+        };
+        if let State::Refused(reason) = &state
+            && self.quota.allows(monotonic_ns())
+        {
+            tracing::warn!(
+                pid = pid.0,
+                name = entry.sighting.name,
+                "not traced: {reason}"
+            );
+        }
+        entry.state = state;
+        let outsider = !matches!(entry.state, State::Traced(_) | State::New { .. });
+        if let Some(file) = entry.inode.filter(|_| outsider) {
+            self.rescope(file);
+        }
+        self.changed = true;
+    }
+
+    fn decide(&mut self, pid: Pid) -> State {
+        let process = match Process::open(pid) {
+            Ok(process) => process,
+            Err(TargetError::NoExecutable(_)) => return State::NotGo("it has no executable"),
+            Err(error @ TargetError::Denied(_)) => return State::Refused(error.to_string()),
+            Err(error) => return self.later(pid, &error.to_string()),
+        };
+        let file = process.inode();
+        let exe = process.exe.to_string_lossy().into_owned();
+        if let Some(entry) = self.roster.entry_mut(pid) {
+            (entry.inode, entry.exe) = (file, exe.clone());
+        }
+        let subject = Subject {
+            pid,
+            name: &process.name,
+            exe: &exe,
+        };
+        if let Err(reason) = self.settings.selection.judge(subject) {
+            return State::Excluded(reason);
+        }
+        if !self.fleet.is_go(process.executable()) {
+            return State::NotGo("its executable is no Go program");
+        }
+        let id = match self.fleet.take_in(process, 1) {
+            Ok(id) => id,
+            Err(error) if is_final(&error) => return State::Refused(format!("{error:#}")),
+            Err(error) => return self.later(pid, &format!("{error:#}")),
+        };
+        let scope = self.scope(file);
+        let reason = match self.fleet.attach(id, self.settings.level, scope) {
+            Ok(()) => String::new(),
+            Err(error) => format!("counted without probes: {error:#}"),
+        };
+        self.began(id, reason.clone());
+        State::Traced(reason)
+    }
+
+    /// A process that was not ready is looked at again, a bounded number of times.
+    fn later(&self, pid: Pid, reason: &str) -> State {
+        let tries = match self.roster.entry(pid).map(|entry| &entry.state) {
+            Some(State::New { tries, .. }) => *tries + 1,
+            _ => TRIES,
+        };
+        if tries >= TRIES {
+            return State::Refused(reason.to_owned());
+        }
+        State::New {
+            at_ns: monotonic_ns().saturating_add(FIRST_PAUSE_NS << tries),
+            tries,
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn began(&mut self, id: TargetId, reason: String) {
+        let Ok(session) = self.fleet.session(id) else {
+            return;
+        };
+        let label = self.labels.take(&session.name());
+        if self.quota.allows(monotonic_ns()) {
+            let exe = session.process.exe.display();
+            tracing::info!(pid = id.pid.0, %exe, "watching as {label}{}{reason}", separator(&reason));
+        }
+        let traced = Traced {
+            id,
+            label,
+            next_census_ns: 0,
+            report: None,
+            up: true,
+            placed_ns: 0,
+        };
+        self.traced.insert(id.pid, traced);
+        if let Some(entry) = self.roster.entry_mut(id.pid) {
+            entry.state = State::Traced(reason);
+        }
+        self.count(id, Depth::Counts);
+        self.changed = true;
+    }
+
+    /// A process is no more, or runs another program.
+    fn gone(&mut self, entry: &Entry) {
+        self.changed = true;
+        let pid = entry.sighting.pid;
+        if let Some(traced) = self.traced.remove(&pid) {
+            self.fleet.let_go(traced.id);
+            self.labels.give_back(&traced.label);
+            if self.quota.allows(monotonic_ns()) {
+                tracing::info!(pid = pid.0, "{} has exited", traced.label);
+            }
+            if self.settings.selection.pids.contains(&pid) {
+                self.ended.push(Row::ended(entry, &traced.label));
+            }
+        }
+        if let Some(file) = entry.inode {
+            self.rescope(file);
+        }
+    }
+
+    /// Processes of one file share their probes, unless somebody who runs it is not traced: it would pay for them.
+    fn scope(&self, file: Option<Inode>) -> Scope {
+        match file {
+            // Who else runs the file is not known, because nobody looks.
+            Some(file) if !self.settings.selection.only_pids() && !self.roster.outsiders(file) => {
+                Scope::File
+            }
+            _ => Scope::Process,
+        }
+    }
+
+    fn rescope(&mut self, file: Inode) {
+        let scope = self.scope(Some(file));
+        if let Err(error) = self.fleet.change_scope(file, scope) {
+            tracing::warn!("probes stay as they are: {error:#}");
+        }
+    }
+
+    /// Counts what is alive in a target, and sets the time of its next count so that the budget is kept.
+    fn count(&mut self, id: TargetId, depth: Depth) {
+        let begin = monotonic_ns();
+        let counted = self.fleet.census(id, depth).and_then(|_| {
+            let session = self.fleet.session(id)?;
+            Ok(Arc::new(session.report()))
+        });
+        let took = Duration::from_nanos(monotonic_ns().saturating_sub(begin));
+        let share = CENSUS_BUDGET / self.traced.len().max(1) as f64;
+        let pause = self.settings.interval.max(took.div_f64(share));
+        let Some(traced) = self.traced.get_mut(&id.pid) else {
+            return;
+        };
+        traced.next_census_ns =
+            begin.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
+        self.changed = true;
+        match counted {
+            Ok(report) => (traced.report, traced.up) = (Some(report), true),
+            Err(error) => {
+                let alive =
+                    (self.fleet.session(id)).is_ok_and(|session| session.process.is_alive());
+                if alive && traced.up {
+                    // The last report stays; the next census may succeed.
+                    tracing::warn!("no census of process {}: {error:#}", id.pid);
+                }
+                traced.up = false;
+                self.news.insert(id.pid, (begin, 0));
+            }
+        }
+    }
+
+    /// A report of what is alive now, also of where it is stuck; `None` when the target is not watched.
+    pub fn fresh(&mut self, pid: Pid) -> Option<Arc<Report>> {
+        let traced = self.traced.get(&pid)?;
+        let (id, now) = (traced.id, monotonic_ns());
+        if now.saturating_sub(traced.placed_ns) > FRESH_NS {
+            self.count(id, Depth::Places);
+            self.traced.get_mut(&pid)?.placed_ns = now;
+        }
+        self.traced.get(&pid)?.report.clone()
+    }
+
+    /// What is known of everybody.
+    #[must_use]
+    pub fn board(&self) -> Board {
+        let rows = self.roster.entries().map(|entry| {
+            let traced = self.traced.get(&entry.sighting.pid);
+            Row::new(
+                entry,
+                traced.map(|traced| (traced.label.as_str(), traced.up)),
+            )
+            .with_report(traced.and_then(|traced| traced.report.clone()))
+        });
+        Board {
+            rows: rows.chain(self.ended.iter().cloned()).collect(),
+            stranger_hits: self.fleet.strangers(),
+            late_events: self.fleet.late_events(),
+            unlisted: self.roster.turned_away,
+        }
+    }
+
+    /// Lets everybody go.
+    pub fn stop(&mut self) {
+        for traced in std::mem::take(&mut self.traced).into_values() {
+            self.fleet.let_go(traced.id);
+        }
+    }
+}
+
+fn separator(reason: &str) -> &'static str {
+    if reason.is_empty() { "" } else { ", " }
+}
+
+/// Whether trying again cannot help: the file is what it is.
+fn is_final(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.is::<Refusal>())
+}

@@ -1,0 +1,356 @@
+//! `daemon` over many processes: who comes is found, who goes is forgotten, and nobody else is touched.
+//!
+//! The daemon is told to watch this project's programs only, because other Go programs may run on this machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use leaktrace_fixtures::build::Variant;
+use leaktrace_fixtures::program::Program;
+use leaktrace_fixtures::target_dir;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::daemon::{address, series};
+use crate::http::Connection;
+use crate::tool::Tool;
+use crate::{needs, text, tool};
+
+/// How soon who comes and goes has to show.
+const SOON: Duration = Duration::from_secs(2);
+
+const RELEASES: [&str; 5] = ["1.21.13", "1.22.10", "1.24.11", "1.26.6", "1.27.3"];
+
+#[test]
+fn ten_go_programs_among_others_are_found_and_forgotten() {
+    let Some(executables) = releases("handler-timeout") else {
+        return;
+    };
+    let start = |index: usize| Started::new(&executables[index % executables.len()]);
+    let other = |index: usize| match index % 3 {
+        0 => Other::start(Command::new("sleep").arg("600")),
+        1 => Other::start(Command::new("sh").args(["-c", "read x"])),
+        _ => Other::start(Command::new("tail").args(["-f", "/dev/null"])),
+    };
+    // Half of them are there before the daemon.
+    let mut programs: Vec<Started> = (0..5).map(start).collect();
+    let mut others: Vec<Other> = (0..5).map(other).collect();
+    let mut daemon = Fleet::start(&[]);
+    for program in &programs {
+        daemon.waits_for(program);
+    }
+    // The others come one by one, in pairs of one that is Go and one that is not.
+    for index in 5..10 {
+        others.push(other(index));
+        let program = start(index);
+        daemon.waits_for(&program);
+        programs.push(program);
+    }
+
+    let metrics = daemon.get("/metrics");
+    let up = |label: &str| {
+        let label = format!("target=\"{label}\"");
+        series(&metrics, "leaktrace_target_up", &[&label])
+    };
+    // Ten processes of one name: each has a label of its own.
+    assert_eq!(up("handler-timeout"), Some(1.0), "{metrics}");
+    for number in 2..=10 {
+        assert_eq!(up(&format!("handler-timeout#{number}")), Some(1.0));
+    }
+    for program in &programs {
+        let row = daemon.row(program.pid());
+        assert_eq!(row["status"], "traced", "{row}");
+        let pid = format!("pid=\"{}\"", program.pid());
+        let release = format!("go_version=\"go{}\"", program.release);
+        let target = format!("target=\"{}\"", row["target"].as_str().expect("a label"));
+        let info = series(
+            &metrics,
+            "leaktrace_target_info",
+            &[&pid, &release, &target],
+        );
+        assert_eq!(info, Some(1.0), "{pid} {release}");
+        // Two of each release: those of one file share their probes.
+        assert_eq!(daemon.count(program.pid()), 30);
+    }
+    for other in &others {
+        let row = daemon.row(other.0.id());
+        assert!(
+            row["status"] == "excluded" || row["status"] == "not go",
+            "{row}"
+        );
+        assert_ne!(row["reason"], "", "{row}");
+        assert_eq!(text::changed_bytes(other.0.id()), 0);
+    }
+
+    // They go in another order than they came.
+    while !programs.is_empty() {
+        let program = programs.remove(programs.len() / 2);
+        let (pid, end) = (program.pid(), Instant::now());
+        drop(program);
+        let pid = format!("pid=\"{pid}\"");
+        while daemon.get("/metrics").contains(&pid) {
+            assert!(end.elapsed() < SOON, "{pid} is still in the metrics");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    assert!(!daemon.get("/metrics").contains("target=\""));
+    assert!(others.iter_mut().all(Other::is_alive));
+}
+
+#[test]
+fn exec_in_place_deleted_files_and_new_releases_side_by_side() {
+    let Some(executables) = releases("handler-timeout") else {
+        return;
+    };
+    let directory = tempfile::tempdir_in(target_dir().join("fixtures")).expect("a folder");
+    let place = directory.path().join("server");
+    fs::copy(&executables[1].1, &place).expect("a copy");
+    let arguments = ["-burst", "30", "-rate", "0"];
+    let old = Program::start(&place, &arguments).expect("it starts");
+    // An upgrade: another file under the same name, while the old one still runs.
+    fs::remove_file(&place).expect("ours");
+    fs::copy(&executables[4].1, &place).expect("a copy");
+    let new = Program::start(&place, &arguments).expect("it starts");
+    let mut daemon = Fleet::start(&[]);
+    daemon.waits_for_pid(old.pid(), Instant::now());
+    daemon.waits_for_pid(new.pid(), Instant::now());
+    for (program, release) in [(&old, "go1.22.10"), (&new, "go1.27.3")] {
+        let answer = daemon.target(program.pid());
+        assert_eq!(answer["report"]["target"]["go_version"], release);
+        let label = answer["target"].as_str().expect("a label");
+        assert!(label == "server" || label == "server#2", "{label}");
+    }
+
+    // A shell that becomes a Go program: the same process, another program.
+    let script = format!(
+        "sleep 1; exec {} -burst 30 -rate 0",
+        executables[0].1.display()
+    );
+    let shell = Other::start(Command::new("sh").args(["-c", &script]));
+    let pid = shell.0.id();
+    tool::eventually("it is a shell", SOON, || {
+        daemon.row(pid)["status"] == "excluded"
+    });
+    tool::eventually("it is a Go program", Duration::from_secs(5), || {
+        daemon.row(pid)["status"] == "traced"
+    });
+    assert_eq!(daemon.row(pid)["target"], "handler-timeout");
+    assert_eq!(daemon.count(pid), 30);
+}
+
+#[test]
+fn hundreds_of_short_lived_programs_do_not_flood_the_log() {
+    let Some(executable) = needs::fixture("mixed-states", "1.27.3", Variant::DEFAULT) else {
+        return;
+    };
+    let Some(steady) = needs::program("handler-timeout", "1.27.3", &["-burst", "30", "-rate", "0"])
+    else {
+        return;
+    };
+    let mut daemon = Fleet::start(&[]);
+    daemon.waits_for_pid(steady.pid(), Instant::now());
+    for _ in 0..15 {
+        let batch: Vec<_> = (0..20)
+            .map(|_| Other::start(Command::new(&executable).args(["-for", "20ms"])))
+            .collect();
+        for mut program in batch {
+            program.0.wait().expect("it ends by itself");
+        }
+    }
+    assert_eq!(daemon.count(steady.pid()), 30);
+    tool::eventually("they are forgotten", SOON, || {
+        let metrics = daemon.get("/metrics");
+        !metrics.contains("target=\"mixed-states")
+    });
+    let said = daemon.stop();
+    assert!(said.lines().count() < 80, "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[test]
+fn a_hostile_program_leaves_the_others_watched() {
+    let Some(steady) = needs::program("handler-timeout", "1.27.3", &["-burst", "30", "-rate", "0"])
+    else {
+        return;
+    };
+    let mut daemon = Fleet::start(&[]);
+    daemon.waits_for_pid(steady.pid(), Instant::now());
+    let mut forgers = Vec::new();
+    for forge in ["length", "pointer", "goroutines"] {
+        forgers.extend(needs::program("forger", "1.22.10", &["-forge", forge]));
+    }
+    let refused = |row: &Value| row["status"] == "refused" || row["status"] == "traced";
+    for forger in &forgers {
+        let patience = Duration::from_secs(30);
+        tool::eventually("it is decided upon", patience, || {
+            refused(&daemon.row(forger.pid()))
+        });
+        assert_eq!(daemon.count(steady.pid()), 30);
+    }
+    let row = daemon.row(steady.pid());
+    assert_eq!(
+        (&row["status"], &row["up"]),
+        (&"traced".into(), &true.into())
+    );
+}
+
+#[test]
+fn names_and_exclusions_choose() {
+    let arguments = ["-burst", "30", "-rate", "0"];
+    let Some(wanted) = needs::program("handler-timeout", "1.27.3", &arguments) else {
+        return;
+    };
+    let Some(unwanted) = needs::program("mixed-states", "1.27.3", &[]) else {
+        return;
+    };
+    let mut daemon = Fleet::start(&["--exclude-name", "mixed-*"]);
+    daemon.waits_for_pid(wanted.pid(), Instant::now());
+    tool::eventually("it is excluded", SOON, || {
+        daemon.row(unwanted.pid())["status"] == "excluded"
+    });
+    let reason = daemon.row(unwanted.pid())["reason"].clone();
+    assert_eq!(reason, "its name is excluded by \"mixed-*\"");
+    assert_eq!(text::changed_bytes(unwanted.pid()), 0);
+    for path in ["/debug/pprof/goroutine", "/debug/pprof/timer"] {
+        let status = |daemon: &mut Fleet, target: &str| {
+            daemon.connection.get(&format!("{path}{target}")).status
+        };
+        assert_eq!(status(&mut daemon, "?target=handler-timeout"), 200);
+        assert_eq!(status(&mut daemon, "?target=nobody"), 404);
+        assert_eq!(status(&mut daemon, ""), 400);
+    }
+    let leaks: Value = serde_json::from_str(&daemon.get("/api/v1/leaks")).expect("JSON");
+    assert!(leaks["leaks"].is_array());
+}
+
+/// A running Go program, and when it was started.
+struct Started {
+    program: Program,
+    release: &'static str,
+    at: Instant,
+}
+
+impl Started {
+    fn new((release, executable): &(&'static str, PathBuf)) -> Self {
+        let at = Instant::now();
+        let arguments = ["-burst", "30", "-rate", "0"];
+        Self {
+            program: Program::start(executable, &arguments).expect("fixtures start"),
+            release,
+            at,
+        }
+    }
+
+    fn pid(&self) -> u32 {
+        self.program.pid()
+    }
+}
+
+/// A process of no interest. Dropping it kills it.
+struct Other(Child);
+
+impl Other {
+    fn start(command: &mut Command) -> Self {
+        let quiet = command.stdin(Stdio::piped()).stdout(Stdio::null());
+        Self(quiet.spawn().expect("it starts"))
+    }
+
+    fn is_alive(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A daemon that watches this project's programs.
+struct Fleet {
+    tool: Tool,
+    connection: Connection,
+    began: Instant,
+}
+
+impl Fleet {
+    fn start(arguments: &[&str]) -> Self {
+        let ours = target_dir().join("fixtures").join("*");
+        let mut command = tool::leaktrace();
+        command.args(["daemon", "--listen", "127.0.0.1:0", "--interval", "500ms"]);
+        command.arg("--exe").arg(ours).args(arguments);
+        let tool = Tool::spawn(&mut command);
+        let connection = Connection::open(&address(&tool)).expect("the daemon listens");
+        Self {
+            tool,
+            connection,
+            began: Instant::now(),
+        }
+    }
+
+    fn get(&mut self, path: &str) -> String {
+        let answer = self.connection.get(path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        answer.body
+    }
+
+    /// What is said of one process; `null` when it is not known.
+    fn row(&mut self, pid: u32) -> Value {
+        let all: Value = serde_json::from_str(&self.get("/api/v1/targets")).expect("JSON");
+        let mut rows = all["targets"].as_array().expect("a list").iter();
+        rows.find(|row| row["pid"] == pid)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn target(&mut self, pid: u32) -> Value {
+        serde_json::from_str(&self.get(&format!("/api/v1/targets/{pid}"))).expect("JSON")
+    }
+
+    /// The goroutines that the handler of that program leaves behind.
+    fn count(&mut self, pid: u32) -> u64 {
+        let answer = self.target(pid);
+        let sites = answer["report"]["sites"].as_array().expect("sites");
+        let site = sites
+            .iter()
+            .find(|site| site["kind"] == "goroutine" && site["states"].get("chan send").is_some());
+        site.map_or(0, |site| site["count"].as_u64().expect("a number"))
+    }
+
+    /// A program must show soon after it or the daemon was started, whichever was later.
+    fn waits_for(&mut self, program: &Started) {
+        self.waits_for_pid(program.pid(), program.at);
+    }
+
+    fn waits_for_pid(&mut self, pid: u32, since: Instant) {
+        let since = since.max(self.began);
+        let shown = format!("pid=\"{pid}\"");
+        while !self.get("/metrics").contains(&shown) {
+            let row = self.row(pid);
+            assert!(since.elapsed() < SOON, "not watched in time: {row}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends it, and answers with its log.
+    fn stop(self) -> String {
+        self.tool.signal(Signal::SIGTERM);
+        let outcome = self.tool.wait(Duration::from_secs(5));
+        assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+        outcome.stderr
+    }
+}
+
+/// A fixture built by each of five releases.
+fn releases(name: &str) -> Option<Vec<(&'static str, PathBuf)>> {
+    needs::root()?;
+    let build = |release: &'static str| {
+        let executable = needs::fixture(name, release, Variant::DEFAULT)?;
+        Some((release, Path::new(&executable).to_owned()))
+    };
+    RELEASES.into_iter().map(build).collect()
+}
