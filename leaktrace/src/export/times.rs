@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::label;
 use super::report::{seconds, state_name};
+use crate::census::TimerKind;
 use crate::ledger::{Ledger, SiteKind, State};
 use crate::probe::BlockedTime;
 use crate::resolve::buildinfo::BuildInfo;
@@ -152,7 +153,16 @@ pub const MOST_LISTED: usize = 20;
 
 /// The timers that have been armed for longest.
 pub(super) fn oldest_timers(ledger: &Ledger, build: &BuildInfo, now_ns: u64) -> Vec<OldTimer> {
-    let oldest = least(ledger.timers(), |timer| (timer.since_ns, timer.when_ns));
+    // Sleeps and network deadlines are nobody's: what sleeps or waits is there as a goroutine.
+    let users = (ledger.timers()).filter(|timer| {
+        let site = &ledger.sites[timer.site];
+        match site.kind {
+            SiteKind::Timer(TimerKind::Sleep) => false,
+            SiteKind::Timer(TimerKind::Deadline) => !site.start_function.is_empty(),
+            _ => true,
+        }
+    });
+    let oldest = least(users, |timer| (timer.since_ns, timer.when_ns));
     (oldest.into_iter())
         .filter_map(|timer| {
             let site = &ledger.sites[timer.site];
