@@ -78,6 +78,8 @@ pub struct LiveTimer {
     pub since_ns: u64,
     /// Whether `since_ns` is when it was armed.
     pub exact: bool,
+    /// Since when each census has found it pending: arming it again does not make it a new one.
+    pub there_since_ns: u64,
     /// When it is due: CLOCK_MONOTONIC, nanoseconds; the target may say anything.
     pub when_ns: i64,
     /// Its period in nanoseconds; 0 for a one-shot timer.
@@ -415,10 +417,13 @@ impl Ledger {
             // The same address may be another timer by now; then what it runs is another function.
             let armed = (self.armed.get(timer.timer)).filter(|armed| armed.is(timer));
             let live = match (armed, known.get(&timer.timer)) {
-                (Some(armed), _) => LiveTimer {
+                (Some(armed), known) => LiveTimer {
                     site: armed.site,
                     since_ns: armed.at_ns,
                     exact: true,
+                    there_since_ns: known
+                        .filter(|known| known.site == armed.site)
+                        .map_or(armed.at_ns, |known| known.there_since_ns.min(armed.at_ns)),
                     when_ns: timer.when_ns,
                     period_ns: timer.period_ns,
                 },
@@ -433,12 +438,13 @@ impl Ledger {
                         // The runtime's own.
                         continue;
                     };
+                    let known = known.filter(|known| known.site == site);
                     LiveTimer {
                         site,
-                        since_ns: known
-                            .filter(|known| known.site == site)
-                            .map_or(census.started_ns, |known| known.since_ns),
+                        since_ns: known.map_or(census.started_ns, |known| known.since_ns),
                         exact: false,
+                        there_since_ns: known
+                            .map_or(census.started_ns, |known| known.there_since_ns),
                         when_ns: timer.when_ns,
                         period_ns: timer.period_ns,
                     }

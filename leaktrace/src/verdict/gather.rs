@@ -140,7 +140,8 @@ impl Moment<'_> {
     fn add_timer(&self, tally: &mut Tally, timer: &LiveTimer, spans: usize, config: &Config) {
         let age_ns = self.now_ns.saturating_sub(timer.since_ns);
         tally.oldest_ns = tally.oldest_ns.max(age_ns);
-        tally.born.add(age_ns, spans);
+        let there_ns = self.now_ns.saturating_sub(timer.there_since_ns);
+        tally.born.add(there_ns, spans);
         let due_ns = u64::try_from(timer.when_ns)
             .unwrap_or(0)
             .saturating_sub(self.now_ns);
