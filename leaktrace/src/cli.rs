@@ -30,6 +30,8 @@ pub enum Command {
     Record(Record),
     /// Watch all Go programs of this machine, or some, until told to stop, and serve what is known over HTTP.
     Daemon(Daemon),
+    /// Watch in the terminal: a live table of call sites, the worst first. q quits, ? lists the keys.
+    Top(Top),
     /// Compare two snapshots by call site: JSON or pprof, from leaktrace or from Go itself.
     Diff(Diff),
     /// Show what is in a Go program: release, build, and every instruction that a probe would sit on.
@@ -81,6 +83,20 @@ pub struct Record {
     pub output: ReportOutput,
 }
 
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    #[command(flatten)]
+    /// Whom to watch.
+    pub whom: Whom,
+    /// Time between two counts of what is alive.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub interval: Duration,
+    /// What the probes hear.
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    pub events: EventsLevel,
+}
+
 /// Arguments of `daemon`.
 #[derive(Debug, Args)]
 pub struct Daemon {
@@ -98,7 +114,7 @@ pub struct Daemon {
     pub events: EventsLevel,
 }
 
-/// Whom the daemon watches: all of these together. Without any, every Go program.
+/// Whom `daemon` and `top` watch: all of these together. Without any, every Go program.
 #[derive(Debug, Args)]
 pub struct Whom {
     /// Process to watch; may be given several times.

@@ -6,5 +6,6 @@ pub mod diff;
 pub mod inspect;
 pub mod record;
 pub mod snapshot;
+pub mod top;
 
 mod output;

@@ -24,3 +24,4 @@ mod snapshot;
 mod text;
 mod timers;
 mod tool;
+mod top;

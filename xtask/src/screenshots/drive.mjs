@@ -98,7 +98,7 @@ await picture('empty', `${emptyDaemon}/`);
 {
   const page = await open('keyboard', site(leak));
   await page.waitForSelector('[data-icicle] g');
-  await page.focus('[data-icicle] g[tabindex="0"]');
+  await page.evaluate(() => document.querySelector('[data-icicle] g[tabindex="0"]').focus());
   await press(page, 'ArrowDown', 'go to a callee', () => document.activeElement.dataset.path.split('/').length === 3);
   await press(page, 'Enter', 'zoom', () => document.querySelector('[data-do=unzoom]') && document.activeElement.dataset.path);
   // The next answer redraws the page: whoever is at a frame stays there.
