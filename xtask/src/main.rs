@@ -7,6 +7,7 @@ use clap::Parser;
 mod bench;
 mod bench_census;
 mod build_ebpf;
+mod dashboards;
 mod demo;
 mod fixtures;
 mod fuzz;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run every test, those that attach to real processes too
     Test(test::Arguments),
+    /// Write the Grafana dashboards of deploy/grafana
+    Dashboards(dashboards::Arguments),
     /// Measure what being traced costs a program
     Bench(bench::Arguments),
     /// Build the eBPF objects that are checked in
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo(arguments) => done(demo::run(&arguments)),
         Command::Test(arguments) => done(test::run(&arguments)),
+        Command::Dashboards(arguments) => done(dashboards::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),

@@ -16,6 +16,7 @@ mod http;
 mod inspect;
 mod kinds;
 mod matrix;
+mod monitoring;
 mod needs;
 mod prometheus;
 mod record;
