@@ -21,7 +21,7 @@ use crate::{go, tools};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Folder for the pictures
-    #[arg(long, default_value = "doc")]
+    #[arg(long, default_value = "doc/pictures")]
     folder: PathBuf,
 }
 
