@@ -4,6 +4,8 @@
 //! [`Session::apply`] for each event, [`Session::look`] and [`Session::book`] now and then, [`Session::report`]
 //! when somebody asks. It owns the ledger; nobody else touches it.
 
+mod governed;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroU32;
@@ -15,13 +17,14 @@ use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
 use leaktrace_common::limits::WAITS;
 
+use crate::budget::Terms;
 use crate::census::{
     self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
 };
 use crate::clock::{monotonic_ns, unix_of};
 use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Target};
+use crate::export::report::{Events, Facts, LevelChange, LevelChanges, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
@@ -52,11 +55,11 @@ pub struct Session {
 /// The probes of the target, and what they said by the last census.
 struct Watch {
     attached: AttachedSet,
-    level: Level,
     not_probed: Vec<(Kind, String)>,
     hits: [u64; Kind::COUNT as usize],
     lost: [u64; Loss::COUNT as usize],
     undecodable: u64,
+    cost: governed::Cost,
     blocked: Vec<BlockedTime>,
 }
 
@@ -151,6 +154,7 @@ impl Session {
         probes: &mut Probes,
         level: Level,
         scope: Scope,
+        terms: &Terms,
     ) -> anyhow::Result<()> {
         if level == Level::None {
             return Ok(());
@@ -167,34 +171,19 @@ impl Session {
             })
             .with_context(|| format!("cannot put probes on process {pid}"))?;
         self.still_there()?;
-        self.ledger.listen(monotonic_ns());
+        let now_ns = monotonic_ns();
+        self.ledger.listen(now_ns);
         tracing::debug!(pid = pid.0, probes = attached.len(), "the probes are on");
         self.watch = Some(Watch {
             attached,
-            level,
             not_probed: plan.refused,
             hits: Default::default(),
             lost: Default::default(),
             undecodable: 0,
+            cost: governed::Cost::new(terms, level, &plan.points, &self.process, now_ns),
             blocked: Vec::new(),
         });
-        Ok(())
-    }
-
-    /// Puts the probes of another level on in place of those that are on. The counters go on, and so does the slot.
-    ///
-    /// # Errors
-    /// When they cannot be put on; the old ones are on then.
-    pub fn change_level(&mut self, probes: &mut Probes, level: Level) -> anyhow::Result<()> {
-        let plan = match level {
-            Level::None => Plan::default(),
-            level => self.plan(probes, level)?,
-        };
-        let Some(watch) = &mut self.watch else {
-            return self.attach(probes, level, Scope::Process);
-        };
-        probes.replan(&watch.attached, &plan.points, &[])?;
-        (watch.level, watch.not_probed) = (level, plan.refused);
+        self.govern(probes, now_ns);
         Ok(())
     }
 
@@ -249,6 +238,9 @@ impl Session {
                 .learn(stack, probes.stack(stack).unwrap_or_default());
         }
         self.ledger.apply(event, &self.symbols);
+        if let Some(watch) = &mut self.watch {
+            watch.cost.hear();
+        }
     }
 
     /// Counts what is really alive. With `Depth::Places` also looks where goroutines are stuck and on what.
@@ -309,7 +301,8 @@ impl Session {
             watch.hits = probes.hits(&watch.attached);
             watch.lost = probes.lost(&watch.attached);
             watch.undecodable = undecodable;
-            if watch.level == Level::Full {
+            watch.cost.counted = watch.cost.moment(&self.process, self.counted_ns);
+            if watch.cost.was_full() {
                 watch.blocked = probes.blocked_times(&watch.attached);
             }
         }
@@ -318,7 +311,9 @@ impl Session {
     /// On level `full` the kernel knows since when each goroutine is blocked: those that a look saw waiting are asked for.
     #[must_use]
     pub fn waits(&self, look: &Look, probes: &Probes) -> Vec<(Goid, Ktime)> {
-        let Some(watch) = (self.watch.as_ref()).filter(|watch| watch.level == Level::Full) else {
+        let Some((watch, full_since_ns)) = (self.watch.as_ref())
+            .and_then(|watch| watch.cost.full_since_ns().map(|since_ns| (watch, since_ns)))
+        else {
             return Vec::new();
         };
         let census = &look.census;
@@ -328,8 +323,10 @@ impl Session {
             .take(WAITS as usize)
             .filter_map(|goroutine| {
                 let since = probes.blocked_since(&watch.attached, goroutine.g, goroutine.goid)?;
-                // What blocked later was in another wait when it was seen.
-                (since.0 <= census.finished_ns).then_some((goroutine.goid, since))
+                // What blocked later was in another wait when it was seen; what blocked before wake-ups were heard
+                // may have woken in between.
+                (since.0 <= census.finished_ns && since.0 >= full_since_ns)
+                    .then_some((goroutine.goid, since))
             })
             .collect()
     }
@@ -375,6 +372,8 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                hidden: (self.watch.as_ref())
+                    .map(|watch| (&watch.cost.estimates, watch.cost.counted)),
                 standings: &self.standings,
                 watched_since_ns: self.watched_since_ns.unwrap_or(self.counted_ns),
                 blocked,
@@ -394,7 +393,30 @@ impl Session {
         };
         let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
         if let Some(watch) = &self.watch {
-            events.level = watch.level.name();
+            let cost = &watch.cost;
+            events.level = cost.governor.level().name();
+            events.budget = cost.governor.share().map(|share| share.0);
+            events.overhead_measured = overhead(cost.meter.spent_ns(), self.counted_ns, since_ns);
+            events.hit_cost = Some(cost.calibration);
+            events.overhead_now = cost.meter.overhead();
+            events.cost_seconds = (cost.meter.by_kind())
+                .map(|(kind, _, ns)| (kind_name(kind), ns / 1e9))
+                .collect();
+            let tally = cost.governor.tally();
+            events.changes = LevelChanges {
+                falls: tally.falls,
+                returns: tally.returns,
+                samples: tally.samples,
+                latest: (cost.changes.iter())
+                    .map(|change| LevelChange {
+                        seconds: seconds(change.at_ns.saturating_sub(since_ns)),
+                        from: change.from.name(),
+                        to: change.to.name(),
+                        reason: change.reason.clone(),
+                    })
+                    .collect(),
+            };
+            events.unheard_seconds = seconds(cost.estimates.unknown_ns(cost.counted));
             for (kind, count) in Kind::ALL.into_iter().zip(watch.hits) {
                 if count > 0 {
                     events.hits.insert(kind_name(kind), count);
@@ -525,4 +547,14 @@ fn loss_name(cause: Loss) -> &'static str {
 )]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
+}
+
+/// What was lost as a part of one core, over all the time that was watched.
+fn overhead(spent_ns: f64, now_ns: u64, since_ns: u64) -> f64 {
+    let watched = seconds(now_ns.saturating_sub(since_ns)) * 1e9;
+    if watched > 0.0 {
+        spent_ns / watched
+    } else {
+        0.0
+    }
 }

@@ -205,6 +205,16 @@ const DASHBOARDS: [Dashboard; 3] = [
             ),
             panel(
                 "timeseries",
+                "Cost of the probes, of one core",
+                "percentunit",
+                12,
+                &[
+                    ("leaktrace_overhead_ratio{target=~\"$target\"}", "cost"),
+                    ("leaktrace_budget_ratio{target=~\"$target\"}", "budget"),
+                ],
+            ),
+            panel(
+                "timeseries",
                 "Drift of the two witnesses",
                 "short",
                 12,

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod bench;
-mod bench_census;
 mod build_ebpf;
+mod churn;
 mod dashboards;
 mod demo;
 mod fixtures;
@@ -31,6 +31,8 @@ enum Command {
     Dashboards(dashboards::Arguments),
     /// Measure what being traced costs a program
     Bench(bench::Arguments),
+    /// Arm and stop ten million timers under leaktrace, and see what is left behind
+    Churn(churn::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => done(test::run(&arguments)),
         Command::Dashboards(arguments) => done(dashboards::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
+        Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),

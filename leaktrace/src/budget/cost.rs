@@ -1,6 +1,7 @@
 //! How much time did the probes take from the program? Hits, times what one costs on this machine.
 
 use leaktrace_common::event::Kind;
+use serde::Serialize;
 
 use super::as_f64;
 use crate::resolve::Execution;
@@ -8,7 +9,7 @@ use crate::resolve::Execution;
 const KINDS: usize = Kind::COUNT as usize;
 
 /// What one hit costs the thread that is probed, measured on leaktrace's own process. Nanoseconds.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Calibration {
     /// On an instruction that the kernel emulates, with a record but no stack.
     pub emulated_ns: f64,
@@ -60,6 +61,21 @@ impl HitCosts {
         costs
     }
 
+    /// How many hits of the cheapest kind take so long.
+    #[must_use]
+    pub fn hits_in(&self, ns: f64) -> u64 {
+        let cheapest = (self.0.iter().copied())
+            .filter(|cost| *cost > 0.0)
+            .fold(f64::INFINITY, f64::min);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "neither is negative, and the cast saturates"
+        )]
+        let hits = (ns.max(0.0) / cheapest) as u64;
+        hits.max(1)
+    }
+
     fn of(&self, kind: Kind) -> f64 {
         self.0.get(kind as usize).copied().unwrap_or(0.0)
     }
@@ -90,6 +106,7 @@ pub struct Meter {
     read: [u64; KINDS],
     spent_ns: [f64; KINDS],
     hits: [u64; KINDS],
+    last_ns: [f64; KINDS],
     recent: Recent,
 }
 
@@ -112,6 +129,7 @@ impl Meter {
             read: [0; KINDS],
             spent_ns: [0.0; KINDS],
             hits: [0; KINDS],
+            last_ns: [0.0; KINDS],
             recent: Recent {
                 share: 0.0,
                 at_ns: now_ns,
@@ -140,6 +158,9 @@ impl Meter {
             let hits = counter.saturating_sub(*read);
             *read = counter;
             let cost = self.costs.of(kind) * as_f64(hits);
+            if let Some(last) = self.last_ns.get_mut(index) {
+                *last = cost;
+            }
             if let (Some(total), Some(time)) =
                 (self.hits.get_mut(index), self.spent_ns.get_mut(index))
             {
@@ -162,6 +183,20 @@ impl Meter {
             .zip(self.hits.into_iter().zip(self.spent_ns))
             .filter(|(_, (hits, _))| *hits > 0)
             .map(|(kind, (hits, ns))| (kind, hits, ns))
+    }
+
+    /// All kinds, those first that took most by the last reading.
+    #[must_use]
+    pub fn hottest(&self) -> Vec<Kind> {
+        let mut kinds: Vec<_> = Kind::ALL.into_iter().zip(self.last_ns).collect();
+        kinds.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+        kinds.into_iter().map(|(kind, _)| kind).collect()
+    }
+
+    /// All hits.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.hits.iter().sum()
     }
 
     /// All the time that was taken, in nanoseconds of a core.

@@ -161,6 +161,25 @@ impl Governor {
         }
     }
 
+    /// Says that probes that were wanted could not be put on: they are tried again after a rest.
+    pub fn failed(&mut self, now_ns: u64) {
+        self.backoff.fall(now_ns);
+        self.level = Level::None;
+        self.rest(now_ns);
+    }
+
+    /// Whether nothing changes as long as little is spent. Otherwise time matters, and it wants to be called often.
+    #[must_use]
+    pub fn is_steady(&self) -> bool {
+        self.share.is_none() || matches!(self.phase, Phase::Steady { .. })
+    }
+
+    /// What may be spent before the next call, in nanoseconds; `None`: anything.
+    #[must_use]
+    pub fn allowance_ns(&self) -> Option<f64> {
+        self.share.map(|share| share.of(SAMPLE_GRANT_NS))
+    }
+
     /// Which probes are to be on now.
     #[must_use]
     pub fn probes(&self) -> probe::Level {

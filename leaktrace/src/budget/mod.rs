@@ -1,15 +1,17 @@
 //! What may tracing cost the traced program? Decides how much is heard so that a budget is kept.
 //!
 //! [`Meter`] turns hits of probes into the time that they took from the program; a [`Governor`] takes that time and
-//! answers which probes shall be on; [`even_share`] divides what the whole host may lose. All of it is pure: time and
-//! costs are arguments. Counts of live things never depend on it, because they come from the census.
+//! answers which probes shall be on; [`Estimates`] bridge the pauses; [`even_share`] divides what the whole host may
+//! lose. All of it is pure: time and costs are arguments. Counts of live things never depend on it, because they come from the census.
 
 mod bucket;
 mod cost;
+mod estimate;
 mod governor;
 mod host;
 
 pub use cost::{Calibration, HitCosts, Meter, Spent, median};
+pub use estimate::{Estimates, Moment, Totals};
 pub use governor::{Change, Governor, Tally};
 pub use host::even_share;
 
@@ -38,6 +40,15 @@ impl Level {
             Self::Full => "full",
         }
     }
+}
+
+/// What a target is traced under.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Terms {
+    /// What it may lose; `None`: anything.
+    pub share: Option<Share>,
+    /// What a hit costs here.
+    pub calibration: Calibration,
 }
 
 /// A part of one core: 0.01 is one per cent.

@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::record::{DRAIN_EVERY, level};
 use crate::cli::{Daemon, Whom};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
+use crate::fleet::Budget;
 use crate::target::Pid;
 use crate::target::selection::Selection;
 use crate::watcher::{Settings, Watcher};
@@ -46,6 +47,10 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
         selection,
         level: level(arguments.events),
         interval: arguments.interval,
+        budget: Budget {
+            target: arguments.budget.0,
+            host: arguments.host_budget.0,
+        },
     });
     for pid in named {
         match watcher.require(pid) {

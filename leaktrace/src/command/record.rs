@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
 use crate::cli::{EventsLevel, Record};
-use crate::fleet::Fleet;
+use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::session::Depth;
 use crate::target::{Pid, TargetId};
@@ -29,7 +29,13 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let mut fleet = Fleet::up_to(level(arguments.events));
+    let mut fleet = Fleet::new(
+        level(arguments.events),
+        Budget {
+            target: arguments.budget.0,
+            host: None,
+        },
+    );
     let id = fleet.open(Pid(arguments.pid))?;
     fleet.attach(id, level(arguments.events), Scope::Process)?;
     if let Some(probes) = fleet.session(id)?.probes() {

@@ -83,6 +83,7 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
         target: Target::new(core.pid, 0.0, exe.to_string_lossy().into_owned(), &program),
         program: &program,
         wait_reasons: &wait_reasons,
+        hidden: None,
         places: &places,
         standings: &standings,
         watched_since_ns: 0,

@@ -15,6 +15,7 @@ use super::daemon::{allow_many_files, selection};
 use super::record::{DRAIN_EVERY, level};
 use crate::cli;
 use crate::clock::{monotonic_ns, unix_of};
+use crate::fleet::Budget;
 use crate::target::Pid;
 use crate::top::{Shown, Top, Wish, draw};
 use crate::watcher::{Settings, Watcher};
@@ -42,6 +43,10 @@ pub fn run(arguments: &cli::Top) -> anyhow::Result<ExitCode> {
         selection,
         level: level(arguments.events),
         interval: arguments.interval,
+        budget: Budget {
+            target: arguments.budget.0,
+            host: arguments.host_budget.0,
+        },
     });
     for pid in named {
         let found = watcher.require(pid);

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::label;
 use super::times::{self, Blocked, Lengths, LongWait, OldTimer};
 use crate::address::RuntimeAddr;
+use crate::budget::{Calibration, Estimates, Moment, Totals};
 use crate::census::semaphores::Semaphore;
 use crate::census::stacks::StackGroup;
 use crate::census::waits::{Channel, SiteWait};
@@ -152,6 +153,9 @@ pub struct SiteReport {
     pub created_total: u64,
     /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
     pub ended_total: u64,
+    /// Whether the totals are in part estimates: only samples were heard for a while, to keep the budget.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
     /// The timer that started its goroutines is of this kind, and the line is the one that armed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_by_timer: Option<&'static str>,
@@ -313,8 +317,22 @@ pub const MOST_CHANNELS: usize = 5;
 /// How it was watched, and what was lost.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Events {
-    /// `none`, `lifecycle` or `full`.
+    /// `none`, `sampled`, `lifecycle` or `full`: how much is heard now.
     pub level: &'static str,
+    /// What the program may lose, as a part of one core; null: anything.
+    pub budget: Option<f64>,
+    /// What it lost over the whole watch, as a part of one core: hits, times what one costs on this machine.
+    pub overhead_measured: f64,
+    /// The same over the last half minute.
+    pub overhead_now: f64,
+    /// What it lost, in seconds of a core, by kind of event.
+    pub cost_seconds: BTreeMap<&'static str, f64>,
+    /// What one hit costs on this machine; null without probes.
+    pub hit_cost: Option<Calibration>,
+    /// How often the level changed to keep the budget, and why.
+    pub changes: LevelChanges,
+    /// For so long nothing was heard and nothing is estimated, in seconds.
+    pub unheard_seconds: f64,
     /// Events lost, all causes.
     pub lost: u64,
     /// The same by cause; only causes that occurred.
@@ -325,6 +343,32 @@ pub struct Events {
     pub not_probed: BTreeMap<&'static str, String>,
     /// How long was watched, in seconds.
     pub seconds: f64,
+}
+
+/// How often the level changed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LevelChanges {
+    /// To a poorer level.
+    pub falls: u64,
+    /// To a richer level.
+    pub returns: u64,
+    /// Samples taken.
+    pub samples: u64,
+    /// The latest changes, the last one last.
+    pub latest: Vec<LevelChange>,
+}
+
+/// One change of level.
+#[derive(Clone, Debug, Serialize)]
+pub struct LevelChange {
+    /// When, in seconds since the watch began.
+    pub seconds: f64,
+    /// The level before.
+    pub from: &'static str,
+    /// The level after.
+    pub to: &'static str,
+    /// Why, as a sentence.
+    pub reason: String,
 }
 
 /// What a report is made of besides the ledger.
@@ -345,6 +389,8 @@ pub struct Facts<'f> {
     pub blocked: &'f [BlockedTime],
     /// How it was watched.
     pub events: Events,
+    /// What was not heard between samples, as of that moment; `None` without probes.
+    pub hidden: Option<(&'f Estimates, Moment)>,
     /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
     pub now_ns: u64,
     /// The same in seconds since the epoch.
@@ -414,7 +460,7 @@ impl Report {
             ..Timers::default()
         };
         let mut sites = Vec::new();
-        for (id, site) in ledger.sites.enumerate() {
+        for (index, (id, site)) in ledger.sites.enumerate().enumerate() {
             let tally = tallies.remove(&id).unwrap_or_default();
             match site.kind {
                 SiteKind::SystemGoroutine => {
@@ -436,7 +482,9 @@ impl Report {
                 }
             }
             if site.live > 0 || site.created > 0 || site.ended > 0 || !tally.blocked.is_empty() {
-                sites.push(site_report(id, site, tally, symbols, &facts));
+                let hidden = (facts.hidden)
+                    .map_or_else(Totals::default, |(hidden, now)| hidden.hidden(index, now));
+                sites.push(site_report(id, site, hidden, tally, symbols, &facts));
             }
         }
         sites.sort_by(|a, b| {
@@ -500,6 +548,7 @@ impl Tally<'_> {
 fn site_report(
     id: SiteId,
     site: &Site,
+    hidden: Totals,
     mut tally: Tally,
     symbols: &dyn Symbols,
     facts: &Facts<'_>,
@@ -524,6 +573,12 @@ fn site_report(
         .map(|stack| creation_stack(&symbols.stack(stack), symbols));
     let (since_ns, exact) = tally.oldest.unwrap_or((facts.now_ns, true));
     let is_timer = timer_kind.is_some();
+    let [created, ended, stopped, fired] = [
+        site.created.saturating_add(hidden[0]),
+        site.ended.saturating_add(hidden[1]),
+        site.stopped.saturating_add(hidden[2]),
+        site.fired.saturating_add(hidden[3]),
+    ];
     let is_ticker = timer_kind == Some("ticker");
     SiteReport {
         kind,
@@ -536,19 +591,20 @@ fn site_report(
         start_function: site.start_function.clone(),
         oldest_seconds: seconds(facts.now_ns.saturating_sub(since_ns)),
         oldest_is_lower_bound: !exact,
-        created_total: site.created,
+        created_total: created,
         ended_total: if !is_timer {
-            site.ended
+            ended
         } else if is_ticker {
             // A ticker goes on after it fired.
-            site.stopped
+            stopped
         } else {
-            site.stopped + site.fired
+            stopped.saturating_add(fired)
         },
+        estimated: hidden != Totals::default(),
         started_by_timer: site.started_by.map(TimerKind::name),
-        rearmed_total: is_timer.then_some(site.rearmed),
-        stopped_total: is_timer.then_some(site.stopped),
-        fired_total: is_timer.then_some(site.fired),
+        rearmed_total: is_timer.then_some(site.rearmed.saturating_add(hidden[4])),
+        stopped_total: is_timer.then_some(stopped),
+        fired_total: is_timer.then_some(fired),
         history: history(site.history.samples(), facts),
         growth_per_minute: (growth_per_minute * 10.0).round() / 10.0,
         stack_bytes: tally.stack_bytes,

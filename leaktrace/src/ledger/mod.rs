@@ -133,6 +133,12 @@ impl Ledger {
         self.listening_since_ns = Some(now_ns);
     }
 
+    /// Says that from now on nothing is heard of: what a census corrects is no drift until births are heard again and
+    /// another census has seeded the books.
+    pub fn deafen(&mut self) {
+        self.listening_since_ns = None;
+    }
+
     /// Takes one event. `symbols` is asked only about call sites not met before.
     pub fn apply(&mut self, event: &Event, symbols: &dyn Symbols) {
         match &event.change {
@@ -329,7 +335,7 @@ impl Ledger {
                 },
                 None => {
                     // The first census after the probes went on seeds the books; later ones find only what was missed.
-                    if self.listening_since_ns.is_some() && self.seeded_since_listening() {
+                    if self.seeded_since_listening() {
                         drift.missed_births += 1;
                     }
                     let site = self
@@ -360,7 +366,7 @@ impl Ledger {
                 continue;
             }
             self.sites[live.site].live -= 1;
-            if self.listening_since_ns.is_some() {
+            if self.seeded_since_listening() {
                 drift.missed_ends += 1;
             }
         }

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     budget::{Calibration, median},
+    event::Slot,
     resolve::Execution,
 };
 
@@ -29,17 +30,8 @@ const FRAMES: u64 = 8;
 
 /// The probes on this process.
 pub struct Calibrator {
-    _attached: AttachedSet,
+    attached: AttachedSet,
     goroutine: Box<[u64]>,
-}
-
-/// What a hit was found to cost.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Measured {
-    /// Nanoseconds.
-    pub calibration: Calibration,
-    /// Hits that it took: so many records are in the ring now, and mean nothing.
-    pub hits: u64,
 }
 
 impl Calibrator {
@@ -68,27 +60,30 @@ impl Calibrator {
             scope: Scope::Process,
         })?;
         Ok(Self {
-            _attached: attached,
+            attached,
             goroutine,
         })
     }
 
+    /// The slot of what it leaves in the ring, which means nothing.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.attached.slot()
+    }
+
     /// Measures. Takes some milliseconds.
     #[must_use]
-    pub fn measure(&self) -> Measured {
+    pub fn measure(&self) -> Calibration {
         let object = self.goroutine.as_ptr() as u64;
         let untraced = time(|| never_probed(object));
         let emulated_ns = (time(|| plain(object)) - untraced).max(1.0);
         let stack = time(|| with_stack(object)) - untraced;
-        Measured {
-            calibration: Calibration {
-                emulated_ns,
-                // The kernel traps once more, and the processor loses what it had prepared: the ratio is the one
-                // that was met on machines of all kinds. Such sites are the last resort.
-                stepped_ns: emulated_ns * STEPPED,
-                stack_ns: (stack - emulated_ns).max(0.0),
-            },
-            hits: 2 * CALLS * READINGS as u64,
+        Calibration {
+            emulated_ns,
+            // The kernel traps once more, and the processor loses what it had prepared. Such sites are the last
+            // resort, so their cost is not measured but put high.
+            stepped_ns: emulated_ns * STEPPED,
+            stack_ns: (stack - emulated_ns).max(0.0),
         }
     }
 }
@@ -211,7 +206,7 @@ mod tests {
         };
         let calibrator =
             Calibrator::attach(&mut probes).expect("what can be loaded can be attached");
-        let measured = calibrator.measure();
+        let calibration = calibrator.measure();
         let (mut born, mut ended) = (Vec::new(), 0);
         ring.drain(usize::MAX, |event| match event.change {
             Change::Born {
@@ -223,11 +218,8 @@ mod tests {
             }
             other => panic!("{other:?}"),
         });
-        assert_eq!(born.len() as u64 + ended, measured.hits);
-        assert_eq!(
-            probes.lost(&calibrator._attached),
-            [0; Loss::COUNT as usize]
-        );
+        assert_eq!(born.len() as u64 + ended, 2 * CALLS * READINGS as u64);
+        assert_eq!(probes.lost(&calibrator.attached), [0; Loss::COUNT as usize]);
         for (goroutine, stack) in born {
             assert_eq!(
                 (goroutine.goid, goroutine.gopc, goroutine.startpc),
@@ -236,7 +228,6 @@ mod tests {
             let frames = probes.stack(stack.expect("its stack was walked"));
             assert_eq!(frames.map(|frames| frames.len() as u64), Some(FRAMES));
         }
-        let calibration = measured.calibration;
         println!("{calibration:?}");
         assert!(calibration.emulated_ns > 50.0, "{calibration:?}");
         assert!(calibration.stack_ns >= 0.0, "{calibration:?}");

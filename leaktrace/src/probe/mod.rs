@@ -24,7 +24,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray},
 };
-pub use calibrate::{Calibrator, Measured};
+pub use calibrate::Calibrator;
 use family::Family;
 pub use family::Scope;
 use leaktrace_common::{

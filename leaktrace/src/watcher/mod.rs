@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::clock::monotonic_ns;
 use crate::event::Lives;
 use crate::export::Report;
-use crate::fleet::Fleet;
+use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::resolve::Refusal;
 use crate::session::{Depth, PATIENCE};
@@ -36,6 +36,8 @@ pub struct Settings {
     pub level: Level,
     /// Time between two counts of one target.
     pub interval: Duration,
+    /// What the targets may lose.
+    pub budget: Budget,
 }
 
 /// The processes of this machine, and the sessions of those that are watched.
@@ -94,7 +96,7 @@ impl Watcher {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            fleet: Fleet::up_to(settings.level),
+            fleet: Fleet::new(settings.level, settings.budget),
             settings,
             lives: None,
             roster: Roster::default(),

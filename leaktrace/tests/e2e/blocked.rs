@@ -6,7 +6,7 @@ use leaktrace_fixtures::build;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::tool::{Tool, leaktrace};
+use crate::tool::Tool;
 use crate::{needs, report, text};
 
 #[test]
@@ -16,21 +16,7 @@ fn blocked_times_are_what_the_program_measured() {
             return;
         };
         let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
-        let pid = program.pid().to_string();
-        let mut tool = Tool::spawn(
-            leaktrace()
-                .args([
-                    "record",
-                    "--pid",
-                    &pid,
-                    "--duration",
-                    "1h",
-                    "--events",
-                    "full",
-                ])
-                .args(["--format", "json", "-o"])
-                .arg(output.path()),
-        );
+        let mut tool = Tool::record_with(program.pid(), output.path(), &["--events", "full"]);
         text::wait_for_probes(program.pid(), &mut tool);
         let truth = program.ask("go").expect("the program measures");
         tool.signal(Signal::SIGINT);
@@ -76,21 +62,7 @@ fn blocked_since_is_exact_for_what_blocks_under_probes() {
         return;
     };
     let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
-    let pid = program.pid().to_string();
-    let mut tool = Tool::spawn(
-        leaktrace()
-            .args([
-                "record",
-                "--pid",
-                &pid,
-                "--duration",
-                "1h",
-                "--events",
-                "full",
-            ])
-            .args(["--format", "json", "-o"])
-            .arg(output.path()),
-    );
+    let mut tool = Tool::record_with(program.pid(), output.path(), &["--events", "full"]);
     text::wait_for_probes(program.pid(), &mut tool);
     program.ask("begin").expect("fixtures answer");
     std::thread::sleep(Duration::from_secs(2));

@@ -84,20 +84,19 @@ struct Watched {
 }
 
 impl Watched {
-    fn start(way: &Way, fixture: &str, arguments: &[&str]) -> Self {
+    fn start(way: &Way, fixture: &str, arguments: &[&str], duration: &str) -> Self {
         let program = way.start(fixture, arguments);
         let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
         Self {
             name: format!("{fixture} with {}", way.name()),
-            tool: Tool::record(program.pid(), output.path()),
+            tool: Tool::record_with(program.pid(), output.path(), &["--duration", duration]),
             program,
             output,
         }
     }
 
     fn finish(self) -> Value {
-        self.tool.signal(Signal::SIGINT);
-        let outcome = self.tool.wait(Duration::from_secs(30));
+        let outcome = self.tool.wait(Duration::from_secs(60));
         assert!(
             matches!(outcome.code, Some(0 | 1)),
             "{}: {}",
@@ -242,7 +241,11 @@ fn each_line_has_what_the_runtime_has(way: &Way) {
     let mut watched = Vec::new();
     for (fixture, more, lines) in rows() {
         let arguments = [&["-hold", "-rate", "0", "-burst", &burst], more].concat();
-        watched.push((fixture, lines, Watched::start(way, fixture, &arguments)));
+        watched.push((
+            fixture,
+            lines,
+            Watched::start(way, fixture, &arguments, "1h"),
+        ));
     }
     for (_, _, one) in &mut watched {
         text::wait_for_probes(one.program.pid(), &mut one.tool);
@@ -259,6 +262,7 @@ fn each_line_has_what_the_runtime_has(way: &Way) {
         {
             assert_eq!(pending, BURST, "{name}");
         }
+        one.tool.signal(Signal::SIGINT);
         let found = one.finish();
         assert_eq!(found["events"]["lost"], 0, "{name}");
         for line in lines {
@@ -323,15 +327,9 @@ fn leaks_are_found(way: &Way, leaks: &Leaks) {
     if needs::root().is_none() {
         return;
     }
-    let mut watched = Vec::new();
-    for (fixture, lines) in leaks {
-        let one = Watched::start(way, fixture, &[]);
-        watched.push((*fixture, lines.clone(), one));
-    }
-    for (_, _, one) in &mut watched {
-        text::wait_for_probes(one.program.pid(), &mut one.tool);
-    }
-    std::thread::sleep(Duration::from_secs(20));
+    let watched: Vec<_> = (leaks.iter())
+        .map(|(fixture, lines)| (*fixture, lines, Watched::start(way, fixture, &[], "20s")))
+        .collect();
     for (fixture, lines, one) in watched {
         let name = one.name.clone();
         let found = one.finish();
@@ -350,8 +348,21 @@ fn leaks_are_found(way: &Way, leaks: &Leaks) {
             })
             .collect();
         leaking.sort();
-        assert_eq!(leaking, expected, "{name}: {}", found["sites"]);
+        assert_eq!(leaking, expected, "{name}: {:?}", histories(&found));
     }
+}
+
+/// What to look at when the verdict is another than expected.
+fn histories(found: &Value) -> Vec<String> {
+    let sites = report::sites(found);
+    sites
+        .map(|site| {
+            format!(
+                "{} {} {} {}",
+                site["kind"], site["line"], site["verdict"], site["evidence"]
+            )
+        })
+        .collect()
 }
 
 const TIMER: (&str, &str) = ("timer", "LEAK: timer");

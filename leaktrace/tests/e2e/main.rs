@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod blocked;
+mod budget;
 mod catalogue;
 mod check;
 mod daemon;
@@ -18,6 +19,7 @@ mod kinds;
 mod matrix;
 mod monitoring;
 mod needs;
+mod noise;
 mod prometheus;
 mod record;
 mod report;

@@ -140,6 +140,16 @@ pub fn skip<T>(reason: &str) -> Option<T> {
     None
 }
 
+/// How many files a Go program that a test starts may have open: it raises the soft limit to the hard one itself.
+pub fn descriptors() -> u64 {
+    let limits = fs::read_to_string("/proc/self/limits").expect("Linux tells its limits");
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let hard = line.and_then(|line| line.split_whitespace().nth(4));
+    hard.map_or(0, |limit| limit.parse().unwrap_or(u64::MAX))
+}
+
 /// A pid that no process has: the kernel gives out only smaller ones.
 pub fn unused_pid() -> String {
     let limit = fs::read_to_string("/proc/sys/kernel/pid_max").expect("Linux has a largest pid");
