@@ -34,6 +34,8 @@ pub enum Command {
     Explain(Explain),
     /// Watch all Go programs of this machine, or some, until told to stop, and serve what is known over HTTP.
     Daemon(Daemon),
+    /// Watch in the terminal: a live table of call sites, the worst first. q quits, ? lists the keys.
+    Top(Top),
     /// Compare two snapshots by call site: JSON or pprof, from leaktrace or from Go itself.
     Diff(Diff),
     /// Show what is in a Go program: release, build, and every instruction that a probe would sit on.
@@ -113,6 +115,27 @@ pub struct Explain {
     pub output: Output,
 }
 
+/// Arguments of `top`.
+#[derive(Debug, Args)]
+pub struct Top {
+    #[command(flatten)]
+    /// Whom to watch.
+    pub whom: Whom,
+    /// Time between two counts of what is alive.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub interval: Duration,
+    /// What the probes hear.
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    pub events: EventsLevel,
+    /// What a program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
+    /// lose more; what is alive is counted all the same.
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
+    pub budget: Allowed,
+    /// What all traced programs of this host together may lose.
+    #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = budget)]
+    pub host_budget: Allowed,
+}
+
 /// Arguments of `daemon`.
 #[derive(Debug, Args)]
 pub struct Daemon {
@@ -137,7 +160,7 @@ pub struct Daemon {
     pub host_budget: Allowed,
 }
 
-/// Whom the daemon watches: all of these together. Without any, every Go program.
+/// Whom `daemon` and `top` watch: all of these together. Without any, every Go program.
 #[derive(Debug, Args)]
 pub struct Whom {
     /// Process to watch; may be given several times.

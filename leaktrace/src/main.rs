@@ -12,6 +12,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let default_level = match cli.command {
         Command::Daemon(_) => "info",
+        // A line on standard error would tear the screen.
+        Command::Top(_) => "off",
         _ => "warn",
     };
     tracing_subscriber::fmt()
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         Command::Record(arguments) => command::record::run(&arguments),
         Command::Explain(arguments) => command::explain::run(&arguments),
         Command::Daemon(arguments) => command::daemon::run(&arguments),
+        Command::Top(arguments) => command::top::run(&arguments),
         Command::Diff(arguments) => command::diff::run(&arguments),
         Command::Inspect(arguments) => command::inspect::run(&arguments),
         Command::Check(arguments) => command::check::run(&arguments),

@@ -8,6 +8,7 @@ mod accuracy;
 mod bench;
 mod build_ebpf;
 mod churn;
+mod dashboards;
 mod demo;
 mod fixtures;
 mod fuzz;
@@ -29,6 +30,8 @@ enum Command {
     Test(test::Arguments),
     /// Try every known leak and many healthy programs, and write doc/accuracy.md
     Accuracy(accuracy::Arguments),
+    /// Write the Grafana dashboards of deploy/grafana
+    Dashboards(dashboards::Arguments),
     /// Measure what being traced costs a program
     Bench(bench::Arguments),
     /// Arm and stop ten million timers under leaktrace, and see what is left behind
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => done(demo::run(&arguments)),
         Command::Test(arguments) => done(test::run(&arguments)),
         Command::Accuracy(arguments) => done(accuracy::run(&arguments)),
+        Command::Dashboards(arguments) => done(dashboards::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),

@@ -96,7 +96,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn selection(whom: &Whom) -> Selection {
+pub(super) fn selection(whom: &Whom) -> Selection {
     let nobody = whom.pid.is_empty() && whom.exe.is_empty() && whom.name.is_empty();
     Selection {
         all: whom.all || nobody,
@@ -109,7 +109,7 @@ fn selection(whom: &Whom) -> Selection {
 }
 
 /// Each probe takes two file descriptors, and the usual limit is 1024: takes what may be had.
-fn allow_many_files() {
+pub(super) fn allow_many_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {

@@ -7,5 +7,6 @@ pub mod explain;
 pub mod inspect;
 pub mod record;
 pub mod snapshot;
+pub mod top;
 
 mod output;

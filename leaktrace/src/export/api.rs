@@ -33,6 +33,8 @@ struct Summary<'b> {
     timers: u64,
     leaks: usize,
     suspects: usize,
+    /// Call sites with something alive of which too little was seen to judge.
+    not_yet: usize,
 }
 
 /// Every process of the machine: whether it is traced, and if not, why.
@@ -58,6 +60,7 @@ fn summary(report: &Report) -> Summary<'_> {
         timers: report.timers.total,
         leaks: judged(Level::Leak).count(),
         suspects: judged(Level::Suspect).count(),
+        not_yet: judged(Level::NotYet).filter(|site| site.count > 0).count(),
     }
 }
 
@@ -132,6 +135,7 @@ struct Leak<'b> {
     evidence: &'b str,
     count: u64,
     oldest_seconds: f64,
+    oldest_is_lower_bound: bool,
     growth_per_minute: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     timer_kind: Option<&'static str>,
@@ -158,6 +162,7 @@ pub fn leaks(board: &Board) -> Leaks<'_> {
             evidence: &site.evidence,
             count: site.count,
             oldest_seconds: site.oldest_seconds,
+            oldest_is_lower_bound: site.oldest_is_lower_bound,
             growth_per_minute: site.growth_per_minute,
             timer_kind: site.timer_kind,
             states: &site.states,

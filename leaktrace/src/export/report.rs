@@ -127,7 +127,7 @@ fn is_zero(count: &u64) -> bool {
 }
 
 /// One call site.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct SiteReport {
     /// `goroutine` or `timer`.
     pub kind: &'static str,

@@ -257,7 +257,22 @@ impl Watcher {
         let process = match Process::open(pid) {
             Ok(process) => process,
             Err(TargetError::NoExecutable(_)) => return State::NotGo("it has no executable"),
-            Err(error @ TargetError::Denied(_)) => return State::Refused(error.to_string()),
+            Err(error @ TargetError::Denied(_)) => {
+                // Nobody asked for it, as far as its name tells.
+                let name = self
+                    .roster
+                    .entry(pid)
+                    .map(|entry| entry.sighting.name.clone());
+                let subject = Subject {
+                    pid,
+                    name: &name.unwrap_or_default(),
+                    exe: "",
+                };
+                return match self.settings.selection.judge(subject) {
+                    Err(reason) => State::Excluded(reason),
+                    Ok(()) => State::Refused(error.to_string()),
+                };
+            }
             Err(error) => return self.later(pid, &error.to_string()),
         };
         let file = process.inode();

@@ -24,7 +24,7 @@ async function open(name, address, { width = 1200, scheme = 'light' } = {}) {
   // A policy that blocks a part of the page is reported here, too.
   page.on('console', message => { if (message.type() === 'error') complain(name, message.text()); });
   page.on('pageerror', error => complain(name, `the script failed: ${error.message}`));
-  await page.setViewport({ width, height: 800, deviceScaleFactor: width < 500 ? 2 : 1 });
+  await page.setViewport({ width, height: 800 });
   await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: scheme }]);
   await page.goto(address, { waitUntil: 'domcontentloaded' });
   await page.waitForSelector('#live[data-state=live]');
@@ -41,10 +41,11 @@ async function judge(name, page) {
 }
 
 async function picture(name, address, options = {}) {
+  const keep = options.keep ?? true;
   const page = await open(name, address, options);
   if (options.before) await options.before(page);
   await page.evaluate(() => document.activeElement && document.activeElement.blur());
-  await page.screenshot({ path: join(folder, `page-${name}.png`), fullPage: true });
+  if (keep) await page.screenshot({ path: join(folder, `page-${name}.png`), fullPage: true });
   await judge(name, page);
   await page.close();
 }
@@ -66,12 +67,12 @@ await picture('overview', `${daemon}/`);
 await picture('dark', `${daemon}/`, { scheme: 'dark' });
 await picture('service', `${daemon}/#/t/${part(leak.id)}`);
 await picture('site', site(leak), { before: page => page.waitForSelector('[data-icicle]') });
-await picture('site-dark', site(leak), { scheme: 'dark', before: page => page.waitForSelector('[data-icicle]') });
+await picture('site-dark', site(leak), { keep: false, scheme: 'dark', before: page => page.waitForSelector('[data-icicle]') });
 await picture('timer', site(timer), { before: page => page.waitForSelector('.evidence') });
 await picture('phone', `${daemon}/`, { width: 390 });
 await picture('phone-site', site(leak), { width: 390, scheme: 'dark', before: page => page.waitForSelector('[data-icicle]') });
-await picture('phone-service', `${daemon}/#/t/${part(leak.id)}`, { width: 390 });
-await picture('narrow', site(leak), { width: 320, before: page => page.waitForSelector('[data-icicle]') });
+await picture('phone-service', `${daemon}/#/t/${part(leak.id)}`, { keep: false, width: 390 });
+await picture('narrow', site(leak), { keep: false, width: 320, before: page => page.waitForSelector('[data-icicle]') });
 await picture('refused', `${daemon}/#/t/${part(refused.id)}`);
 await picture('empty', `${emptyDaemon}/`);
 
@@ -98,7 +99,7 @@ await picture('empty', `${emptyDaemon}/`);
 {
   const page = await open('keyboard', site(leak));
   await page.waitForSelector('[data-icicle] g');
-  await page.focus('[data-icicle] g[tabindex="0"]');
+  await page.evaluate(() => document.querySelector('[data-icicle] g[tabindex="0"]').focus());
   await press(page, 'ArrowDown', 'go to a callee', () => document.activeElement.dataset.path.split('/').length === 3);
   await press(page, 'Enter', 'zoom', () => document.querySelector('[data-do=unzoom]') && document.activeElement.dataset.path);
   // The next answer redraws the page: whoever is at a frame stays there.
