@@ -29,7 +29,7 @@ pub enum Command {
     /// Watch with probes for a while, then report. Exit code: 0 nothing found, 1 leak found, 2 error.
     Record(Record),
     /// Watch all Go programs of this machine, or some, until told to stop, and serve what is known over HTTP.
-    Daemon(Daemon),
+    Daemon(Box<Daemon>),
     /// Compare two snapshots by call site: JSON or pprof, from leaktrace or from Go itself.
     Diff(Diff),
     /// Show what is in a Go program: release, build, and every instruction that a probe would sit on.
@@ -98,27 +98,52 @@ pub struct Daemon {
     pub events: EventsLevel,
 }
 
-/// Whom the daemon watches: all of these together. Without any, every Go program.
+/// Whom the daemon watches: all of these together. Without any, every Go program. In patterns * and ? stand for
+/// anything; each option may be given several times.
 #[derive(Debug, Args)]
 pub struct Whom {
-    /// Process to watch; may be given several times.
+    /// Watch this process.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: Vec<i32>,
-    /// Watch those whose executable's path matches, such as "/opt/*/server"; may be given several times.
+    /// Watch those whose executable's path matches, such as "/opt/*/server".
     #[arg(long, value_name = "GLOB")]
     pub exe: Vec<Pattern>,
-    /// Watch those with this name, as in /proc/PID/comm; * and ? stand for anything; may be given several times.
+    /// Watch those with this name, as in /proc/PID/comm.
     #[arg(long, value_name = "COMM")]
     pub name: Vec<Pattern>,
+    /// Watch those of this systemd unit, such as "nginx.service".
+    #[arg(long, value_name = "UNIT")]
+    pub unit: Vec<Pattern>,
+    /// Watch those in this container: its id, or at least six digits of it, or its name in the pod.
+    #[arg(long, value_name = "ID")]
+    pub container: Vec<Pattern>,
+    /// Watch those in this pod.
+    #[arg(long, value_name = "POD")]
+    pub pod: Vec<Pattern>,
+    /// Watch those in pods of this namespace.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub namespace: Vec<Pattern>,
     /// Watch every Go program: what is done when nobody is named.
     #[arg(long)]
     pub all: bool,
     /// Do not watch those whose executable's path matches, unless they are named by --pid.
     #[arg(long, value_name = "GLOB")]
     pub exclude_exe: Vec<Pattern>,
-    /// Do not watch those with this name, unless they are named by --pid.
+    /// Do not watch those with this name.
     #[arg(long, value_name = "COMM")]
     pub exclude_name: Vec<Pattern>,
+    /// Do not watch those of this systemd unit.
+    #[arg(long, value_name = "UNIT")]
+    pub exclude_unit: Vec<Pattern>,
+    /// Do not watch those in this container.
+    #[arg(long, value_name = "ID")]
+    pub exclude_container: Vec<Pattern>,
+    /// Do not watch those in this pod.
+    #[arg(long, value_name = "POD")]
+    pub exclude_pod: Vec<Pattern>,
+    /// Do not watch those in pods of this namespace.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub exclude_namespace: Vec<Pattern>,
 }
 
 /// Arguments of `inspect`.

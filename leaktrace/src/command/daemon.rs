@@ -14,7 +14,7 @@ use super::record::{DRAIN_EVERY, level};
 use crate::cli::{Daemon, Whom};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
 use crate::target::Pid;
-use crate::target::selection::Selection;
+use crate::target::selection::{Patterns, Selection};
 use crate::watcher::{Settings, Watcher};
 
 /// How often what is shown is renewed.
@@ -92,14 +92,26 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
 }
 
 fn selection(whom: &Whom) -> Selection {
-    let nobody = whom.pid.is_empty() && whom.exe.is_empty() && whom.name.is_empty();
+    let include = Patterns {
+        exe: whom.exe.clone(),
+        name: whom.name.clone(),
+        unit: whom.unit.clone(),
+        container: whom.container.clone(),
+        pod: whom.pod.clone(),
+        namespace: whom.namespace.clone(),
+    };
     Selection {
-        all: whom.all || nobody,
+        all: whom.all || (whom.pid.is_empty() && include.is_empty()),
         pids: whom.pid.iter().copied().map(Pid).collect(),
-        exes: whom.exe.clone(),
-        names: whom.name.clone(),
-        exclude_exes: whom.exclude_exe.clone(),
-        exclude_names: whom.exclude_name.clone(),
+        include,
+        exclude: Patterns {
+            exe: whom.exclude_exe.clone(),
+            name: whom.exclude_name.clone(),
+            unit: whom.exclude_unit.clone(),
+            container: whom.exclude_container.clone(),
+            pod: whom.exclude_pod.clone(),
+            namespace: whom.exclude_namespace.clone(),
+        },
     }
 }
 

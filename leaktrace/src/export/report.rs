@@ -14,6 +14,7 @@ use crate::event::StackId;
 use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
 use crate::resolve::Program;
 use crate::resolve::pclntab::Frame;
+use crate::target::whereabouts::Whereabouts;
 use crate::verdict::{self, Evidence, Level};
 
 /// Version of the JSON shape. Fields are only ever added within one version.
@@ -57,6 +58,16 @@ pub struct Target {
     pub vcs_revision: String,
     /// `amd64` or `arm64`.
     pub arch: &'static str,
+    /// Id of its container; "" when it is in none.
+    pub container_id: String,
+    /// Name of its container in the pod.
+    pub container: String,
+    /// Its pod.
+    pub pod: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// Its systemd unit.
+    pub unit: String,
 }
 
 impl Target {
@@ -74,6 +85,21 @@ impl Target {
             version: build.module_version.clone(),
             vcs_revision: build.vcs_revision.clone(),
             arch: program.arch.name(),
+            ..Self::default()
+        }
+    }
+
+    /// The same with where the process lives.
+    #[must_use]
+    pub fn at(self, place: &Whereabouts) -> Self {
+        let place = place.clone();
+        Self {
+            container_id: place.container_id,
+            container: place.container,
+            pod: place.pod,
+            namespace: place.namespace,
+            unit: place.unit,
+            ..self
         }
     }
 }

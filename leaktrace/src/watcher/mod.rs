@@ -9,6 +9,7 @@ mod labels;
 mod log;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::resolve::Refusal;
 use crate::session::{Depth, PATIENCE};
 use crate::target::roster::{Entry, Roster, State};
 use crate::target::selection::{Selection, Subject};
+use crate::target::whereabouts::Pods;
 use crate::target::{Inode, Pid, Process, TargetError, TargetId, scan};
 
 use board::{Board, Row};
@@ -44,6 +46,8 @@ pub struct Watcher {
     fleet: Fleet,
     lives: Option<Lives>,
     roster: Roster,
+    pods: Pods,
+    node: String,
     traced: BTreeMap<Pid, Traced>,
     /// Targets that were asked for by number and have ended: they stay to be seen.
     ended: Vec<Row>,
@@ -98,6 +102,8 @@ impl Watcher {
             fleet: Fleet::default(),
             lives: None,
             roster: Roster::default(),
+            pods: Pods::default(),
+            node: node(),
             traced: BTreeMap::new(),
             ended: Vec::new(),
             labels: Labels::default(),
@@ -126,7 +132,8 @@ impl Watcher {
     /// # Errors
     /// When it cannot be traced.
     pub fn require(&mut self, pid: Pid) -> anyhow::Result<()> {
-        let process = Process::open(pid)?;
+        let mut process = Process::open(pid)?;
+        process.locate(&mut self.pods);
         self.roster.see(pid, scan::sight(pid), monotonic_ns());
         let file = process.inode();
         if let Some(entry) = self.roster.entry_mut(pid) {
@@ -252,12 +259,13 @@ impl Watcher {
     }
 
     fn decide(&mut self, pid: Pid) -> State {
-        let process = match Process::open(pid) {
+        let mut process = match Process::open(pid) {
             Ok(process) => process,
             Err(TargetError::NoExecutable(_)) => return State::NotGo("it has no executable"),
             Err(error @ TargetError::Denied(_)) => return State::Refused(error.to_string()),
             Err(error) => return self.later(pid, &error.to_string()),
         };
+        process.locate(&mut self.pods);
         let file = process.inode();
         let exe = process.exe.to_string_lossy().into_owned();
         if let Some(entry) = self.roster.entry_mut(pid) {
@@ -267,6 +275,7 @@ impl Watcher {
             pid,
             name: &process.name,
             exe: &exe,
+            place: &process.whereabouts,
         };
         if let Err(reason) = self.settings.selection.judge(subject) {
             return State::Excluded(reason);
@@ -421,6 +430,7 @@ impl Watcher {
         });
         Board {
             rows: rows.chain(self.ended.iter().cloned()).collect(),
+            node: self.node.clone(),
             stranger_hits: self.fleet.strangers(),
             late_events: self.fleet.late_events(),
             unlisted: self.roster.turned_away,
@@ -433,6 +443,13 @@ impl Watcher {
             self.fleet.let_go(traced.id);
         }
     }
+}
+
+/// What this machine is called.
+fn node() -> String {
+    let hostname = || fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = std::env::var("NODE_NAME").unwrap_or_else(|_| hostname());
+    name.trim().to_owned()
 }
 
 fn separator(reason: &str) -> &'static str {
