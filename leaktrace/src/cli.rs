@@ -36,6 +36,8 @@ pub enum Command {
     Inspect(Inspect),
     /// Find out whether programs can be traced on this machine. Exit code: 0 with probes, 1 only snapshots, 2 nothing.
     Check(Check),
+    /// Print the configuration file, the manual page or completions for a shell.
+    Generate(Generate),
 }
 
 /// Arguments of `snapshot`.
@@ -87,15 +89,43 @@ pub struct Daemon {
     #[command(flatten)]
     /// Whom to watch.
     pub whom: Whom,
-    /// Address to serve on; port 0 takes a free one, which the log tells.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9779")]
-    pub listen: SocketAddr,
-    /// Time between two counts of what is alive.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
-    pub interval: Duration,
-    /// What the probes hear.
-    #[arg(long, value_name = "LEVEL", default_value = "auto")]
-    pub events: EventsLevel,
+    /// File to read settings from, as `leaktrace generate config` prints it; SIGHUP reads it again.
+    #[arg(long, value_name = "FILE", env = "LEAKTRACE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Address to serve on; port 0 takes a free one, which the log tells. [default: 127.0.0.1:9779]
+    #[arg(long, value_name = "ADDRESS", env = "LEAKTRACE_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Time between two counts of what is alive. [default: 5s]
+    #[arg(long, value_name = "TIME", env = "LEAKTRACE_INTERVAL", value_parser = duration)]
+    pub interval: Option<Duration>,
+    /// What the probes hear. [default: auto]
+    #[arg(long, value_name = "LEVEL", env = "LEAKTRACE_EVENTS")]
+    pub events: Option<EventsLevel>,
+    /// Folder in which the kubelet keeps logs. [default: /var/log]
+    #[arg(long, value_name = "DIR", env = "LEAKTRACE_POD_LOGS")]
+    pub pod_logs: Option<PathBuf>,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// What to print.
+    #[command(subcommand)]
+    pub what: GenerateWhat,
+}
+
+/// What `generate` prints.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum GenerateWhat {
+    /// The daemon's configuration file with every key at its default, each explained.
+    Config,
+    /// The manual page, for man.
+    Man,
+    /// Completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Whom the daemon watches: all of these together. Without any, every Go program. In patterns * and ? stand for
@@ -249,7 +279,7 @@ pub enum EventsLevel {
 }
 
 /// Reads a time such as `90s`, `5m`, `1h` or `500ms`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text
         .find(|character: char| !character.is_ascii_digit() && character != '.')
         .unwrap_or(text.len());

@@ -55,6 +55,12 @@ impl Patterns {
         *self == Self::default()
     }
 
+    /// Whether the process is one of those.
+    #[must_use]
+    pub fn matches(&self, subject: Subject<'_>) -> bool {
+        self.find(subject).is_some()
+    }
+
     /// What of the process matches, and the pattern that it matches.
     fn find(&self, subject: Subject<'_>) -> Option<(&'static str, &str)> {
         let exe = subject
@@ -72,7 +78,7 @@ impl Patterns {
         ];
         // What is not known is "", and matched by nothing, not even by a star.
         let known = subjects.into_iter().filter(|(_, _, text)| !text.is_empty());
-        let by_text = known.filter_map(|(what, patterns, text)| {
+        let mut by_text = known.filter_map(|(what, patterns, text)| {
             let found = patterns.iter().find(|pattern| pattern.matches(text));
             found.map(|pattern| (what, pattern.as_str()))
         });
@@ -81,7 +87,6 @@ impl Patterns {
             patterns.find(|id| id.len() >= LEAST_OF_AN_ID && place.container_id.starts_with(id))
         };
         by_text
-            .into_iter()
             .next()
             .or_else(|| by_id().map(|id| ("container", id)))
     }

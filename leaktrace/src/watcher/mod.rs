@@ -8,8 +8,9 @@ pub mod board;
 mod labels;
 mod log;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::probe::{Level, Scope};
 use crate::resolve::Refusal;
 use crate::session::{Depth, PATIENCE};
 use crate::target::roster::{Entry, Roster, State};
-use crate::target::selection::{Selection, Subject};
+use crate::target::selection::{Patterns, Selection, Subject};
 use crate::target::whereabouts::Pods;
 use crate::target::{Inode, Pid, Process, TargetError, TargetId, scan};
 
@@ -34,10 +35,29 @@ use log::Quota;
 pub struct Settings {
     /// Whom to watch.
     pub selection: Selection,
+    /// What the probes hear, and the time between two counts.
+    pub manner: Manner,
+    /// Those that are watched in another way: the first that matches counts.
+    pub special: Vec<(Patterns, Manner)>,
+    /// Where the kubelet keeps logs.
+    pub pod_logs: PathBuf,
+}
+
+/// How a target is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manner {
     /// What the probes hear.
     pub level: Level,
-    /// Time between two counts of one target.
+    /// Time between two counts.
     pub interval: Duration,
+}
+
+impl Settings {
+    fn manner(&self, subject: Subject<'_>) -> Manner {
+        let mut special = self.special.iter();
+        let found = special.find(|(whom, _)| whom.matches(subject));
+        found.map_or(self.manner, |(_, manner)| *manner)
+    }
 }
 
 /// The processes of this machine, and the sessions of those that are watched.
@@ -63,6 +83,7 @@ pub struct Watcher {
 struct Traced {
     id: TargetId,
     label: String,
+    manner: Manner,
     next_census_ns: u64,
     report: Option<Arc<Report>>,
     /// Whether the last census succeeded.
@@ -98,11 +119,10 @@ impl Watcher {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            settings,
             fleet: Fleet::default(),
             lives: None,
             roster: Roster::default(),
-            pods: Pods::default(),
+            pods: Pods::at(&settings.pod_logs),
             node: node(),
             traced: BTreeMap::new(),
             ended: Vec::new(),
@@ -111,12 +131,13 @@ impl Watcher {
             next_scan_ns: 0,
             changed: true,
             quota: Quota::default(),
+            settings,
         }
     }
 
     /// Asks the kernel to tell who comes and goes.
     pub fn listen(&mut self) {
-        if self.settings.level == Level::None || self.settings.selection.only_pids() {
+        if self.settings.manner.level == Level::None || self.settings.selection.only_pids() {
             return;
         }
         match self.fleet.watch_processes() {
@@ -140,17 +161,18 @@ impl Watcher {
             entry.exe = process.exe.to_string_lossy().into_owned();
             entry.inode = file;
         }
+        let manner = self.settings.manner(subject(&process));
         let id = self.fleet.take_in(process, PATIENCE)?;
         let scope = self.scope(file);
         let started = self
             .fleet
-            .attach(id, self.settings.level, scope)
+            .attach(id, manner.level, scope)
             .and_then(|()| self.fleet.census(id, Depth::Counts));
         if let Err(error) = started {
             self.fleet.let_go(id);
             return Err(error);
         }
-        self.began(id, String::new());
+        self.began(id, manner, String::new());
         Ok(())
     }
 
@@ -269,31 +291,26 @@ impl Watcher {
         let file = process.inode();
         let exe = process.exe.to_string_lossy().into_owned();
         if let Some(entry) = self.roster.entry_mut(pid) {
-            (entry.inode, entry.exe) = (file, exe.clone());
+            (entry.inode, entry.exe) = (file, exe);
         }
-        let subject = Subject {
-            pid,
-            name: &process.name,
-            exe: &exe,
-            place: &process.whereabouts,
-        };
-        if let Err(reason) = self.settings.selection.judge(subject) {
+        if let Err(reason) = self.settings.selection.judge(subject(&process)) {
             return State::Excluded(reason);
         }
         if !self.fleet.is_go(process.executable()) {
             return State::NotGo("its executable is no Go program");
         }
+        let manner = self.settings.manner(subject(&process));
         let id = match self.fleet.take_in(process, 1) {
             Ok(id) => id,
             Err(error) if is_final(&error) => return State::Refused(format!("{error:#}")),
             Err(error) => return self.later(pid, &format!("{error:#}")),
         };
         let scope = self.scope(file);
-        let reason = match self.fleet.attach(id, self.settings.level, scope) {
+        let reason = match self.fleet.attach(id, manner.level, scope) {
             Ok(()) => String::new(),
             Err(error) => format!("counted without probes: {error:#}"),
         };
-        self.began(id, reason.clone());
+        self.began(id, manner, reason.clone());
         State::Traced(reason)
     }
 
@@ -313,7 +330,7 @@ impl Watcher {
         }
     }
 
-    fn began(&mut self, id: TargetId, reason: String) {
+    fn began(&mut self, id: TargetId, manner: Manner, reason: String) {
         let Ok(session) = self.fleet.session(id) else {
             return;
         };
@@ -325,6 +342,7 @@ impl Watcher {
         let traced = Traced {
             id,
             label,
+            manner,
             next_census_ns: 0,
             report: None,
             up: true,
@@ -384,10 +402,10 @@ impl Watcher {
         });
         let took = Duration::from_nanos(monotonic_ns().saturating_sub(begin));
         let share = CENSUS_BUDGET / self.traced.len().max(1) as f64;
-        let pause = self.settings.interval.max(took.div_f64(share));
         let Some(traced) = self.traced.get_mut(&id.pid) else {
             return;
         };
+        let pause = traced.manner.interval.max(took.div_f64(share));
         traced.next_census_ns =
             begin.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
         self.changed = true;
@@ -437,11 +455,60 @@ impl Watcher {
         }
     }
 
+    /// From now on this is wanted. Who is not wanted any more is let go; who is, is taken in.
+    pub fn change(&mut self, settings: Settings) {
+        if settings.pod_logs != self.settings.pod_logs {
+            self.pods = Pods::at(&settings.pod_logs);
+        }
+        self.settings = settings;
+        let now = monotonic_ns();
+        let mut unwanted = BTreeSet::new();
+        for (pid, traced) in &mut self.traced {
+            let Ok(session) = self.fleet.session(traced.id) else {
+                continue;
+            };
+            let subject = subject(&session.process);
+            if self.settings.selection.judge(subject).is_err() {
+                unwanted.insert(*pid);
+                continue;
+            }
+            let manner = self.settings.manner(subject);
+            if manner.level != traced.manner.level
+                && let Err(error) = self.fleet.change_level(traced.id, manner.level)
+            {
+                tracing::warn!(pid = pid.0, "the probes stay as they are: {error:#}");
+                continue;
+            }
+            traced.manner = manner;
+            traced.next_census_ns = now;
+        }
+        for pid in &unwanted {
+            if let Some(traced) = self.traced.remove(pid) {
+                self.fleet.let_go(traced.id);
+                self.labels.give_back(&traced.label);
+            }
+        }
+        self.roster.forget(now, |entry| {
+            unwanted.contains(&entry.sighting.pid) || matches!(entry.state, State::Excluded(_))
+        });
+        self.changed = true;
+    }
+
     /// Lets everybody go.
     pub fn stop(&mut self) {
         for traced in std::mem::take(&mut self.traced).into_values() {
             self.fleet.let_go(traced.id);
         }
+    }
+}
+
+/// What a process is chosen by.
+fn subject(process: &Process) -> Subject<'_> {
+    Subject {
+        pid: process.id.pid,
+        name: &process.name,
+        exe: process.exe.to_str().unwrap_or_default(),
+        place: &process.whereabouts,
     }
 }
 
