@@ -6,7 +6,9 @@
 use std::cell::Cell;
 
 use leaktrace::address::RuntimeAddr;
-use leaktrace::census::{Anchors, Layout, Memory, MemoryError, Piece, TimerFunctions, TimerKind};
+use leaktrace::census::{
+    Anchors, Layout, Memory, MemoryError, Piece, SemaphoreTable, TimerFunctions, TimerKind,
+};
 use leaktrace::resolve::offsets::Offsets;
 
 use crate::{number, offsets_of};
@@ -72,6 +74,10 @@ fn layout(offsets: &Offsets, wait_reason_count: u64) -> Layout {
     let at = |offset| RuntimeAddr(BASE + offset);
     let functions = FUNCTIONS.map(|(code, kind)| (RuntimeAddr(code), kind));
     Layout {
+        semaphores: Some(SemaphoreTable {
+            roots: RuntimeAddr(ECHO),
+            stride: 64,
+        }),
         allglen: at(ALLGLEN),
         allgptr: at(ALLGPTR),
         allp: at(ALLP),

@@ -1,6 +1,7 @@
 //! The fuzz targets: what is done with an input. Each panics when leaktrace does not keep its word.
 
 use leaktrace::address::{LoadBias, RuntimeAddr, VirtAddr};
+use leaktrace::census::semaphores::semaphores;
 use leaktrace::census::{self, Census, CoreFile, CoreMemory, Layout, Memory as _, stacks, waits};
 use leaktrace::event::{Change, Ktime, decode};
 use leaktrace::ledger::{Ledger, SiteKind};
@@ -165,7 +166,7 @@ pub fn event(data: &[u8]) {
         ledger.apply(&event, &AnyAddress);
         // What the census will say: some of what was heard of, and some of it twice.
         match event.change {
-            Change::Born { goroutine, .. } | Change::Parked { goroutine, .. } => {
+            Change::Born { goroutine, .. } => {
                 census.goroutines.push(census::Goroutine {
                     goid: goroutine.goid,
                     g: goroutine.g,
@@ -177,6 +178,7 @@ pub fn event(data: &[u8]) {
                     depth: 128,
                     waiting_since_ns: goroutine.startpc.0,
                     waiting: 0,
+                    stops: 0,
                 });
             }
             Change::Armed { timer, .. } | Change::Rearmed(timer) => {
@@ -190,8 +192,8 @@ pub fn event(data: &[u8]) {
                 });
             }
             Change::Fired(_) => ledger.listen(event.at.0),
-            Change::Readied(_) => reconcile(&mut ledger, &mut census, event.at),
-            Change::Ended(_) | Change::Stopped { .. } => ledger.sample(number),
+            Change::Stopped { .. } => reconcile(&mut ledger, &mut census, event.at),
+            Change::Ended(_) => ledger.sample(number),
         }
     }
     reconcile(&mut ledger, &mut census, Ktime(0));
@@ -232,10 +234,14 @@ pub fn census(data: &[u8]) {
         let grouped: u64 = groups.iter().map(|group| group.count).sum();
         assert_eq!(grouped, goroutines.len() as u64);
     }
-    if let Ok(waits) = waits::walk(&memory, &layout, &names, goroutines) {
+    if let Ok(waits) = waits::channels(&memory, &layout, &names, goroutines) {
         let by_site = waits.by_site(goroutines);
         let edges: u64 = by_site.iter().map(|wait| wait.count).sum();
         assert_eq!(edges, waits.edges.len() as u64);
+    }
+    if let Ok(waits) = semaphores(&memory, &layout, &names, goroutines) {
+        let waiters: u64 = waits.things.iter().map(|semaphore| semaphore.waiters).sum();
+        assert_eq!(waiters, waits.edges.len() as u64);
     }
     // The books are made of what was seen, whatever it was.
     let mut ledger = Ledger::default();

@@ -44,6 +44,8 @@ pub struct BinaryConfig {
     /// By kind, the register that holds the object, numbered as in [`Cookie::register`]: for kernels without
     /// attach cookies.
     pub registers: [u8; Kind::COUNT as usize],
+    /// 1 when the object stands for the running g too: leaktrace measures on itself what a hit costs, and has none.
+    pub object_is_current_g: u32,
 }
 
 impl BinaryConfig {
@@ -51,7 +53,7 @@ impl BinaryConfig {
     pub const ABSENT: u32 = u32::MAX;
 }
 
-const _: () = assert!(size_of::<BinaryConfig>() == 72 && align_of::<BinaryConfig>() == 4);
+const _: () = assert!(size_of::<BinaryConfig>() == 76 && align_of::<BinaryConfig>() == 4);
 
 /// The attach cookie of a probe: the set that it belongs to, and the register that holds the object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,9 +11,9 @@ pub enum Kind {
     Born = 0,
     /// A goroutine ended (`runtime.gdestroy`, or `runtime.goexit0` before Go 1.22).
     Ended = 1,
-    /// A goroutine blocked (`runtime.park_m`).
+    /// A goroutine blocked (`runtime.park_m`). Leaves no record, but an open wait.
     Parked = 2,
-    /// A goroutine was made runnable (`runtime.ready`).
+    /// A goroutine was made runnable (`runtime.ready`). Leaves no record, but the length of its wait.
     Readied = 3,
     /// A user timer was armed (`time.newTimer`, or `time.startTimer` before Go 1.23).
     Armed = 4,
@@ -60,18 +60,24 @@ pub enum Loss {
     ReadFault = 2,
     /// The process's slot was not filled by user space.
     UnknownSlot = 3,
+    /// The map of waits had no room: how long a goroutine was blocked is not known.
+    WaitsFull = 4,
+    /// The process has used up the hits that user space allowed it: the probes returned at once.
+    OverBudget = 5,
 }
 
 impl Loss {
     /// How many causes there are: the stride of the loss counters.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 6;
 
     /// All causes, in the order of their numbers.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::RingFull,
         Self::StacksFull,
         Self::ReadFault,
         Self::UnknownSlot,
+        Self::WaitsFull,
+        Self::OverBudget,
     ];
 }
 
@@ -83,7 +89,8 @@ pub struct Header {
     pub at_ns: u64,
     /// Address of the `runtime.g` or `runtime.timer`: its identity while it lives.
     pub object: u64,
-    /// Key of the creation stack in the map of stacks; 0 means none was taken.
+    /// Key of the creation stack in the map of stacks (a `StackKey`); 0 means none was taken. For a goroutine that a
+    /// timer's callback started: the address of that timer, if it is known.
     pub stack: u64,
     /// Thread group id, in leaktrace's own pid namespace.
     pub pid: u32,
@@ -93,7 +100,7 @@ pub struct Header {
     pub slot: u16,
 }
 
-/// A goroutine was born, ended, parked or was readied.
+/// A goroutine was born or ended.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GoroutineRecord {
@@ -105,7 +112,7 @@ pub struct GoroutineRecord {
     pub gopc: u64,
     /// `g.startpc`: the first instruction that the goroutine runs.
     pub startpc: u64,
-    /// Born: `g.parentGoid` (0 when unknown). Parked: `g.waitreason`. Else 0.
+    /// Born: `g.parentGoid` (0 when unknown). Else 0.
     pub detail: u64,
 }
 

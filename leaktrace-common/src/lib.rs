@@ -6,6 +6,8 @@
 
 pub mod binary;
 pub mod event;
+pub mod histogram;
 pub mod limits;
 pub mod process;
 pub mod stack;
+pub mod wait;

@@ -15,3 +15,12 @@ pub const LIVES_BYTES: u32 = 64 << 10;
 
 /// Default number of distinct creation stacks kept in the kernel.
 pub const STACKS: u32 = 16_384;
+
+/// Goroutines whose waits are watched on level `full`: as many as there are at one time.
+pub const WAITS: u32 = 128 << 10;
+
+/// Distinct kinds of wait (place of birth, start and reason) whose lengths are added up on level `full`.
+pub const WAIT_KINDS: u32 = 4096;
+
+/// Threads for which is remembered which timer they fired last.
+pub const FIRING_THREADS: u32 = 1024;

@@ -21,7 +21,7 @@ use leaktrace_common::{
     process::Enrolment,
 };
 
-use crate::maps::{BINARIES, EVENTS, HITS, LOST, PROCESSES, STRANGERS};
+use crate::maps::{ALLOWANCE, BINARIES, EVENTS, HITS, LOST, PROCESSES, STRANGERS};
 
 /// Whether the kernel has attach cookies (Linux 5.15); the loader says so before the programs are verified.
 ///
@@ -71,6 +71,10 @@ impl Hit {
             &HITS,
             u32::from(slot) * Kind::COUNT + u32::from(kind as u16),
         );
+        if !may_spend(slot) {
+            lose(slot, Loss::OverBudget);
+            return None;
+        }
         match BINARIES.get(u32::from(slot)) {
             Some(binary) if binary.filled != 0 => Some(Self {
                 context,
@@ -96,6 +100,9 @@ impl Hit {
     /// The running g: Go keeps it in a register of its own (cmd/compile/abi-internal.md, go1.18 and later).
     #[inline(always)]
     pub fn current_g(&self) -> u64 {
+        if self.binary.object_is_current_g != 0 {
+            return self.object();
+        }
         #[cfg(bpf_target_arch = "x86_64")]
         return self.register(14);
         #[cfg(bpf_target_arch = "aarch64")]
@@ -246,6 +253,24 @@ pub fn own_pids() -> (u32, u32) {
         );
     }
     (found.tgid, found.pid)
+}
+
+/// Takes one hit from what the process may have on this CPU.
+#[inline(always)]
+fn may_spend(slot: u16) -> bool {
+    let Some(left) = ALLOWANCE.get_ptr_mut(u32::from(slot)) else {
+        return false;
+    };
+    // Not atomic: another probe that a preemptible kernel runs in between makes it one hit more or less, never fewer
+    // than none, since nothing is taken from 0.
+    // SAFETY: the map holds aligned u64s, and nobody has a reference to one.
+    let found = unsafe { ptr::read_volatile(left) };
+    if found == 0 {
+        return false;
+    }
+    // SAFETY: as above.
+    unsafe { ptr::write_volatile(left, found - 1) };
+    true
 }
 
 #[inline(always)]

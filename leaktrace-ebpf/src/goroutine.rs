@@ -1,10 +1,14 @@
-//! Goroutines: born, ended, parked, readied. All four probes run on g0, the scheduler's stack.
+//! Goroutines: born and ended. Both probes run on g0, the scheduler's stack.
 
-use aya_ebpf::{macros::uprobe, programs::ProbeContext};
-use leaktrace_common::event::{GoroutineRecord, Kind};
+use aya_ebpf::{helpers::bpf_get_current_pid_tgid, macros::uprobe, programs::ProbeContext};
+use leaktrace_common::{
+    event::{GoroutineRecord, Kind},
+    stack::StackKey,
+};
 
 use crate::{
     context::{Hit, submit},
+    maps::FIRING,
     stack,
 };
 
@@ -21,21 +25,6 @@ pub fn goroutine_born(context: ProbeContext) -> u32 {
 #[uprobe]
 pub fn goroutine_ended(context: ProbeContext) -> u32 {
     record(context, Kind::Ended, |_, _| (0, 0))
-}
-
-/// At the start of `runtime.park_m`.
-#[uprobe]
-pub fn goroutine_parked(context: ProbeContext) -> u32 {
-    record(context, Kind::Parked, |hit, g| {
-        let reason: u8 = hit.field(g, hit.binary.g_waitreason);
-        (u64::from(reason), 0)
-    })
-}
-
-/// At the start of `runtime.ready`.
-#[uprobe]
-pub fn goroutine_readied(context: ProbeContext) -> u32 {
-    record(context, Kind::Readied, |_, _| (0, 0))
 }
 
 /// Leaves one record; `detail_and_stack` says what this kind has beyond the others.
@@ -69,7 +58,7 @@ fn record(
     0
 }
 
-/// The stack of the goroutine that ran the `go` statement; 0 when a timer's callback did.
+/// The stack of the goroutine that ran the `go` statement; when a timer's callback did, the address of that timer.
 ///
 /// newproc1 runs on g0, and the goroutine below left its frame pointer in `sched.bp` when it switched. A
 /// timer's callback runs on g0 itself: then there is no goroutine below, and the frames under g0 belong to
@@ -82,8 +71,19 @@ fn creation_stack(hit: &Hit) -> u64 {
     }
     let creator: u64 = hit.field(m, hit.binary.m_curg);
     if creator == 0 {
-        return 0;
+        return fired_on_this_thread();
     }
     let frame = hit.field(creator, hit.binary.g_sched_bp);
     stack::keep(hit, creator, frame)
+}
+
+/// The timer that this thread fired last: its callback runs on this thread, before another can fire.
+#[inline(always)]
+fn fired_on_this_thread() -> u64 {
+    let Some(timer) = FIRING.get_ptr(&bpf_get_current_pid_tgid()) else {
+        return 0;
+    };
+    // SAFETY: a pointer into the map, which holds aligned u64s.
+    let timer = unsafe { timer.read_volatile() };
+    timer & !StackKey::MARK
 }

@@ -33,6 +33,9 @@ mod goroutine;
 mod timer;
 
 #[cfg(target_arch = "bpf")]
+mod wait;
+
+#[cfg(target_arch = "bpf")]
 mod life;
 
 #[cfg(target_arch = "bpf")]

@@ -1,14 +1,18 @@
-//! Every map, declared once. The loader may change the sizes of `EVENTS` and `STACKS`.
+//! Every map, declared once. The loader may change the sizes of `EVENTS`, `STACKS`, `WAITS` and `WAIT_TOTALS`.
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use leaktrace_common::{
     binary::BinaryConfig,
     event::{Kind, Loss},
-    limits::{LIVES_BYTES, RING_BYTES, SLOTS, STACK_DEPTH, STACKS as STACK_COUNT},
+    limits::{
+        FIRING_THREADS, LIVES_BYTES, RING_BYTES, SLOTS, STACK_DEPTH, STACKS as STACK_COUNT,
+        WAIT_KINDS, WAITS as WAIT_COUNT,
+    },
     process::Enrolment,
+    wait::{TotalsKey, Wait, WaitKey, WaitTotals},
 };
 
 /// The records, in the order in which room was reserved for them.
@@ -27,6 +31,11 @@ pub static LIVES: RingBuf = RingBuf::with_byte_size(LIVES_BYTES, 0);
 #[map]
 pub static STRANGERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 
+/// How many more hits each process may have on this CPU, by slot. User space fills it up as long as the process keeps
+/// within its budget; when it does not, or user space is late, the programs return at once.
+#[map]
+pub static ALLOWANCE: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS, 0);
+
 /// Where each process's binary keeps its fields, by slot.
 #[map]
 pub static BINARIES: Array<BinaryConfig> = Array::with_max_entries(SLOTS, 0);
@@ -42,3 +51,15 @@ pub static LOST: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS * Loss::
 /// How often a program ran, by slot and kind: index `slot * Kind::COUNT + kind`.
 #[map]
 pub static HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS * Kind::COUNT, 0);
+
+/// The timer that each thread fired last, by `bpf_get_current_pid_tgid`: a callback may start a goroutine.
+#[map]
+pub static FIRING: LruHashMap<u64, u64> = LruHashMap::with_max_entries(FIRING_THREADS, 0);
+
+/// What each goroutine waits for, or did last. Only used on level `full`.
+#[map]
+pub static WAITS: HashMap<WaitKey, Wait> = HashMap::with_max_entries(WAIT_COUNT, 0);
+
+/// How long waits of each kind took. Only used on level `full`.
+#[map]
+pub static WAIT_TOTALS: HashMap<TotalsKey, WaitTotals> = HashMap::with_max_entries(WAIT_KINDS, 0);

@@ -1,10 +1,15 @@
 //! Timers: armed, stopped, armed again, fired.
 
-use aya_ebpf::{helpers::bpf_probe_read_user, macros::uprobe, programs::ProbeContext};
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
+    macros::uprobe,
+    programs::ProbeContext,
+};
 use leaktrace_common::event::{Kind, TimerRecord};
 
 use crate::{
     context::{Hit, submit},
+    maps::FIRING,
     stack,
 };
 
@@ -59,6 +64,8 @@ pub fn timer_rearmed(context: ProbeContext) -> u32 {
 #[uprobe]
 pub fn timer_fired(context: ProbeContext) -> u32 {
     record(context, Kind::Fired, |hit, timer| {
+        // Its callback may start a goroutine, on this thread. Without room here, that goroutine's timer is not known.
+        let _ = FIRING.insert(&bpf_get_current_pid_tgid(), &timer, 0);
         let what = What {
             when: hit.field(timer, hit.binary.timer_when),
             period: hit.field(timer, hit.binary.timer_period),

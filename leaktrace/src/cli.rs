@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use glob::Pattern;
 
+use crate::budget::Share;
+
 /// Finds leaking goroutines and timers in running, unmodified Go programs.
 #[derive(Debug, Parser)]
 #[command(
@@ -78,6 +80,10 @@ pub struct Record {
     /// What the probes hear.
     #[arg(long, value_name = "LEVEL", default_value = "auto")]
     pub events: EventsLevel,
+    /// What the program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
+    /// lose more; what is alive is counted all the same.
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
+    pub budget: Allowed,
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,
@@ -104,6 +110,13 @@ pub struct Daemon {
     /// Folder in which the kubelet keeps logs. [default: /var/log]
     #[arg(long, value_name = "DIR", env = "LEAKTRACE_POD_LOGS")]
     pub pod_logs: Option<PathBuf>,
+    /// What a program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
+    /// lose more; what is alive is counted all the same. [default: 1%]
+    #[arg(long, value_name = "SHARE", env = "LEAKTRACE_BUDGET", value_parser = budget)]
+    pub budget: Option<Allowed>,
+    /// What all traced programs of this host together may lose. [default: 5%]
+    #[arg(long, value_name = "SHARE", env = "LEAKTRACE_HOST_BUDGET", value_parser = budget)]
+    pub host_budget: Option<Allowed>,
 }
 
 /// Arguments of `generate`.
@@ -278,6 +291,24 @@ pub enum EventsLevel {
     None,
 }
 
+/// What a program may lose.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Allowed(pub Option<Share>);
+
+/// Reads a share of one core such as `1%`, or `off`.
+pub(crate) fn budget(text: &str) -> Result<Allowed, String> {
+    if text == "off" {
+        return Ok(Allowed(None));
+    }
+    let wrong = || "a budget is a part of one core, such as 1%, or off".to_owned();
+    let number = text.strip_suffix('%').ok_or_else(wrong)?;
+    let percent: f64 = number.trim_end().parse().map_err(|_| wrong())?;
+    if !(0.01..=10_000.0).contains(&percent) {
+        return Err("a budget lies between 0.01% and 10000% of a core, or is off".to_owned());
+    }
+    Ok(Allowed(Some(Share(percent / 100.0))))
+}
+
 /// Reads a time such as `90s`, `5m`, `1h` or `500ms`; a bare number is seconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text
@@ -310,6 +341,16 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn budgets() {
+        assert_eq!(budget("1%"), Ok(Allowed(Some(Share(0.01)))));
+        assert_eq!(budget("0.5 %"), Ok(Allowed(Some(Share(0.005)))));
+        assert_eq!(budget("off"), Ok(Allowed(None)));
+        for wrong in ["", "1", "%", "-1%", "0%", "nan%", "inf%", "1%%"] {
+            assert!(budget(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

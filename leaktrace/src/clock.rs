@@ -1,5 +1,7 @@
 //! The clock that the kernel stamps events with.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use nix::time::{ClockId, clock_gettime};
 
 /// CLOCK_MONOTONIC in nanoseconds: the same clock as `bpf_ktime_get_ns` and the Go runtime's timers.
@@ -11,4 +13,13 @@ pub fn monotonic_ns() -> u64 {
         let nanoseconds = u64::try_from(time.tv_nsec()).unwrap_or(0);
         seconds * 1_000_000_000 + nanoseconds
     })
+}
+
+/// The time of day, in seconds since the epoch, at which [`monotonic_ns`] was this.
+#[must_use]
+pub fn unix_of(at_ns: u64) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let ago = Duration::from_nanos(monotonic_ns().saturating_sub(at_ns));
+    // A machine whose clock stands before 1970 has no time of day to tell.
+    now.map_or(0.0, |now| now.saturating_sub(ago).as_secs_f64())
 }

@@ -7,14 +7,15 @@ use std::time::Duration;
 use glob::Pattern;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use crate::cli::{EventsLevel, duration};
+use crate::budget::Share;
+use crate::cli::{Allowed, EventsLevel, budget, duration};
 use crate::target::selection::Patterns;
 
 /// The file with all keys at their defaults, each explained: what `leaktrace generate config` prints.
 pub const TEMPLATE: &str = include_str!("config.toml");
 
 /// What the file says.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Address to serve on.
@@ -25,6 +26,12 @@ pub struct Config {
     /// What the probes hear.
     #[serde(deserialize_with = "events")]
     pub events: EventsLevel,
+    /// What a program may lose.
+    #[serde(deserialize_with = "share")]
+    pub budget: Allowed,
+    /// What all of them together may lose.
+    #[serde(deserialize_with = "share")]
+    pub host_budget: Allowed,
     /// Where the kubelet keeps logs.
     pub pod_logs: PathBuf,
     /// Whom to watch.
@@ -41,6 +48,8 @@ impl Default for Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 9779)),
             interval: Duration::from_secs(5),
             events: EventsLevel::Auto,
+            budget: Allowed(Some(Share::DEFAULT)),
+            host_budget: Allowed(Some(Share(0.05))),
             pod_logs: PathBuf::from("/var/log"),
             watch: Names::default(),
             exclude: Names::default(),
@@ -146,6 +155,10 @@ fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
 
 fn other_time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     time(from).map(Some)
+}
+
+fn share<'de, D: Deserializer<'de>>(from: D) -> Result<Allowed, D::Error> {
+    budget(&String::deserialize(from)?).map_err(D::Error::custom)
 }
 
 fn events<'de, D: Deserializer<'de>>(from: D) -> Result<EventsLevel, D::Error> {

@@ -10,10 +10,13 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use leaktrace_common::limits::WAITS;
 
+use crate::budget::{Calibration, Share, Terms, even_share};
+use crate::clock::monotonic_ns;
 use crate::event::{Lives, Ring, Slot};
 use crate::ledger::Drift;
-use crate::probe::{Level, LoadOptions, ProbeError, Probes, Scope};
+use crate::probe::{Calibrator, Level, LoadOptions, ProbeError, Probes, Scope};
 use crate::resolve::{self, Program, Refusal};
 use crate::session::{Depth, PATIENCE, Session};
 use crate::target::whereabouts::Pods;
@@ -22,10 +25,13 @@ use crate::target::{Inode, Pid, Process, TargetId};
 /// Targets and what they share.
 #[derive(Default)]
 pub struct Fleet {
+    budget: Budget,
     /// Dropped before the programs that their probes run.
     sessions: BTreeMap<TargetId, Session>,
     by_slot: HashMap<Slot, TargetId>,
     tracer: Option<Tracer>,
+    /// Goroutines whose waits can be watched: the kernel takes their memory when the programs are loaded.
+    waits: u32,
     programs: Programs,
     /// Records that made no sense, and events of targets that are no longer there.
     undecodable: u64,
@@ -34,14 +40,45 @@ pub struct Fleet {
 
 /// The loaded programs and the reading end of their ring.
 struct Tracer {
+    /// Dropped before the programs that its probes run.
+    calibrator: Option<Calibrator>,
     probes: Probes,
     ring: Ring,
+    calibration: Calibration,
+    calibrated_ns: u64,
+    divided_ns: u64,
+}
+
+/// What targets may lose.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Budget {
+    /// Each of them; `None`: anything.
+    pub target: Option<Share>,
+    /// All together; `None`: as much as each may.
+    pub host: Option<Share>,
 }
 
 /// Records taken from the ring in one go, so that a storm cannot keep the caller from its other work.
 const DRAIN_RECORDS: usize = 1 << 20;
 
+/// What a hit costs is measured again after so long: machines move, and clocks change.
+const CALIBRATE_AGAIN_NS: u64 = 600_000_000_000;
+
+/// The host's budget is divided anew this often.
+const DIVIDE_NS: u64 = 1_000_000_000;
+
 impl Fleet {
+    /// An empty fleet, of which no target will be watched on a richer level than `most`, and none lose more than
+    /// `budget` allows.
+    #[must_use]
+    pub fn new(most: Level, budget: Budget) -> Self {
+        Self {
+            budget,
+            waits: if most == Level::Full { WAITS } else { 0 },
+            ..Self::default()
+        }
+    }
+
     /// Looks at a process and its executable, and takes it in. Nothing is attached.
     ///
     /// # Errors
@@ -72,9 +109,13 @@ impl Fleet {
         if level == Level::None {
             return Ok(());
         }
-        let tracer = loaded(&mut self.tracer)?;
+        let tracer = loaded(&mut self.tracer, self.waits)?;
         let session = self.sessions.get_mut(&id).ok_or_else(|| unknown(id))?;
-        session.attach(&mut tracer.probes, level, scope)?;
+        let terms = Terms {
+            share: self.budget.target,
+            calibration: tracer.calibration,
+        };
+        session.attach(&mut tracer.probes, level, scope, &terms)?;
         if let Some(slot) = session.slot() {
             self.by_slot.insert(slot, id);
         }
@@ -86,7 +127,9 @@ impl Fleet {
     /// # Errors
     /// When the programs cannot be loaded: then /proc must be read often.
     pub fn watch_processes(&mut self) -> anyhow::Result<Lives> {
-        Ok(loaded(&mut self.tracer)?.probes.watch_processes()?)
+        Ok(loaded(&mut self.tracer, self.waits)?
+            .probes
+            .watch_processes()?)
     }
 
     /// Whether this is the executable of a Go program, which is found out once for each file.
@@ -95,20 +138,6 @@ impl Fleet {
             self.programs.resolve(executable),
             Err(Refusal::NotGo | Refusal::NotElf)
         )
-    }
-
-    /// Gives a target the probes of another level. Those with whom it shared them go on without a gap.
-    ///
-    /// # Errors
-    /// When they cannot be put on; the old ones are on then.
-    pub fn change_level(&mut self, id: TargetId, level: Level) -> anyhow::Result<()> {
-        let session = self.sessions.get_mut(&id).ok_or_else(|| unknown(id))?;
-        match &mut self.tracer {
-            Some(tracer) if session.slot().is_some() => {
-                session.change_level(&mut tracer.probes, level)
-            }
-            _ => self.attach(id, level, Scope::Process),
-        }
     }
 
     /// Lets the targets that run this file share their probes, or not.
@@ -127,21 +156,63 @@ impl Fleet {
         Ok(())
     }
 
-    /// Books what the probes have said since the last call; answers how many events that were.
+    /// Books what the probes cost, and puts them on and takes them off as the budget wants it.
+    fn govern(&mut self, now_ns: u64) {
+        let Some(tracer) = &mut self.tracer else {
+            return;
+        };
+        for session in self.sessions.values_mut() {
+            session.govern(&mut tracer.probes, now_ns);
+        }
+        if let (Some(host), Some(most)) = (self.budget.host, self.budget.target)
+            && now_ns.saturating_sub(tracer.divided_ns) >= DIVIDE_NS
+        {
+            tracer.divided_ns = now_ns;
+            let demands: Vec<Share> = (self.sessions.values())
+                .filter_map(Session::demand)
+                .collect();
+            let share = even_share(host, most, &demands);
+            for session in self.sessions.values_mut() {
+                session.set_share(share);
+            }
+        }
+        if now_ns.saturating_sub(tracer.calibrated_ns) >= CALIBRATE_AGAIN_NS {
+            tracer.calibrate(now_ns);
+            let terms = Terms {
+                share: self.budget.target,
+                calibration: tracer.calibration,
+            };
+            for session in self.sessions.values_mut() {
+                session.reprice(&terms);
+            }
+        }
+    }
+
+    /// What one hit of a probe costs on this machine, once probes were loaded.
+    #[must_use]
+    pub fn calibration(&self) -> Option<Calibration> {
+        self.tracer.as_ref().map(|tracer| tracer.calibration)
+    }
+
+    /// Books what the probes have said since the last call, and keeps the budget; answers how many events that were.
+    /// Wants to be called every 20 ms or so.
     pub fn drain(&mut self) -> usize {
         let Some(tracer) = &mut self.tracer else {
             return 0;
         };
+        let own = tracer.calibrator.as_ref().map(Calibrator::slot);
         let (sessions, by_slot, late) = (&mut self.sessions, &self.by_slot, &mut self.late);
         let probes = &tracer.probes;
         let drained = tracer.ring.drain(DRAIN_RECORDS, |event| {
             match by_slot.get(&event.slot).and_then(|id| sessions.get_mut(id)) {
                 Some(session) => session.apply(&event, probes),
+                None if own == Some(event.slot) => {}
                 None => *late += 1,
             }
         });
         self.undecodable += drained.undecodable as u64;
         tracer.probes.flush_log();
+        self.govern(monotonic_ns());
         drained.records
     }
 
@@ -160,7 +231,11 @@ impl Fleet {
             self.drain();
         }
         let session = self.sessions.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let waits = (self.tracer.as_ref())
+            .map(|tracer| session.waits(&look, &tracer.probes))
+            .unwrap_or_default();
         let drift = session.book(look);
+        session.note_waits(waits);
         if let Some(tracer) = &self.tracer {
             session.note_counters(&tracer.probes, self.undecodable);
         }
@@ -204,12 +279,51 @@ impl Fleet {
 }
 
 /// The programs, loaded when they are first needed.
-fn loaded(tracer: &mut Option<Tracer>) -> Result<&mut Tracer, ProbeError> {
+fn loaded(tracer: &mut Option<Tracer>, waits: u32) -> Result<&mut Tracer, ProbeError> {
     match tracer {
         Some(tracer) => Ok(tracer),
-        none => {
-            let (probes, ring) = Probes::load(&LoadOptions::default())?;
-            Ok(none.insert(Tracer { probes, ring }))
+        none => Ok(none.insert(Tracer::load(waits)?)),
+    }
+}
+
+impl Tracer {
+    /// Loads the programs, and measures what a hit costs.
+    fn load(waits: u32) -> Result<Self, ProbeError> {
+        let (mut probes, ring) = Probes::load(&LoadOptions {
+            waits,
+            ..LoadOptions::default()
+        })?;
+        let calibrator = match Calibrator::attach(&mut probes) {
+            Ok(calibrator) => Some(calibrator),
+            Err(error) => {
+                tracing::warn!("what a hit costs is not measured but assumed: {error}");
+                None
+            }
+        };
+        let mut tracer = Self {
+            calibrator,
+            probes,
+            ring,
+            calibration: Calibration::ASSUMED,
+            calibrated_ns: 0,
+            divided_ns: 0,
+        };
+        tracer.calibrate(monotonic_ns());
+        Ok(tracer)
+    }
+
+    fn calibrate(&mut self, now_ns: u64) {
+        self.calibrated_ns = now_ns;
+        if let Some(calibrator) = &self.calibrator {
+            self.calibration = calibrator.measure();
+            let Calibration {
+                emulated_ns,
+                stack_ns,
+                ..
+            } = self.calibration;
+            tracing::debug!(
+                "a hit costs {emulated_ns:.0} ns, a creation stack {stack_ns:.0} ns more"
+            );
         }
     }
 }

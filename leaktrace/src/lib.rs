@@ -41,6 +41,9 @@ pub mod probe;
 // 4. What did the probes say?
 pub mod event;
 
+// What may all that cost the program?
+pub mod budget;
+
 // 5. What is really alive? A second witness, without probes.
 pub mod census;
 
@@ -52,6 +55,9 @@ pub mod verdict;
 
 // 8. Tell people and machines.
 pub mod export;
+
+// The same on a terminal, live.
+pub mod top;
 
 // Can this machine be traced?
 pub mod host;

@@ -4,6 +4,8 @@
 //! [`Session::apply`] for each event, [`Session::look`] and [`Session::book`] now and then, [`Session::report`]
 //! when somebody asks. It owns the ledger; nobody else touches it.
 
+mod governed;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroU32;
@@ -13,20 +15,23 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
+use leaktrace_common::limits::WAITS;
 
+use crate::budget::Terms;
 use crate::census::{
-    self, Census, Distrust, Layout, LiveMemory, MemoryError, SelfCheck, stacks, waits,
+    self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
 };
-use crate::clock::monotonic_ns;
-use crate::event::{Change, Event, Slot};
+use crate::clock::{monotonic_ns, unix_of};
+use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Places, Target};
+use crate::export::report::{Events, Facts, LevelChange, LevelChanges, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
-use crate::probe::{self, AttachRequest, AttachedSet, Level, Plan, Probes, Scope};
+use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
+use crate::verdict::{Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -39,6 +44,9 @@ pub struct Session {
     symbols: Symbolizer,
     ledger: Ledger,
     places: Places,
+    standings: Standings,
+    /// When the process started: CLOCK_MONOTONIC, nanoseconds.
+    started_ns: u64,
     watch: Option<Watch>,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
@@ -48,11 +56,12 @@ pub struct Session {
 /// The probes of the target, and what they said by the last census.
 struct Watch {
     attached: AttachedSet,
-    level: Level,
     not_probed: Vec<(Kind, String)>,
     hits: [u64; Kind::COUNT as usize],
     lost: [u64; Loss::COUNT as usize],
     undecodable: u64,
+    cost: governed::Cost,
+    blocked: Vec<BlockedTime>,
 }
 
 /// What one look into the target's memory found: to be booked once every event from before it has been.
@@ -107,6 +116,7 @@ impl Session {
         let memory = LiveMemory::new(pid);
         let believed = believe(&memory, &layout, tries).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
+        let started_ns = monotonic_ns().saturating_sub(age_ns(process.started_unix));
         Ok(Self {
             process,
             program,
@@ -116,6 +126,8 @@ impl Session {
             symbols,
             ledger: Ledger::default(),
             places: Places::default(),
+            standings: Standings::default(),
+            started_ns,
             watch: None,
             watched_since_ns: None,
             counted_ns: 0,
@@ -148,6 +160,7 @@ impl Session {
         probes: &mut Probes,
         level: Level,
         scope: Scope,
+        terms: &Terms,
     ) -> anyhow::Result<()> {
         if level == Level::None {
             return Ok(());
@@ -164,33 +177,19 @@ impl Session {
             })
             .with_context(|| format!("cannot put probes on process {pid}"))?;
         self.still_there()?;
-        self.ledger.listen(monotonic_ns());
+        let now_ns = monotonic_ns();
+        self.ledger.listen(now_ns);
         tracing::debug!(pid = pid.0, probes = attached.len(), "the probes are on");
         self.watch = Some(Watch {
             attached,
-            level,
             not_probed: plan.refused,
             hits: Default::default(),
             lost: Default::default(),
             undecodable: 0,
+            cost: governed::Cost::new(terms, level, &plan.points, &self.process, now_ns),
+            blocked: Vec::new(),
         });
-        Ok(())
-    }
-
-    /// Puts the probes of another level on in place of those that are on. The counters go on, and so does the slot.
-    ///
-    /// # Errors
-    /// When they cannot be put on; the old ones are on then.
-    pub fn change_level(&mut self, probes: &mut Probes, level: Level) -> anyhow::Result<()> {
-        let plan = match level {
-            Level::None => Plan::default(),
-            level => self.plan(probes, level)?,
-        };
-        let Some(watch) = &mut self.watch else {
-            return self.attach(probes, level, Scope::Process);
-        };
-        probes.replan(&watch.attached, &plan.points)?;
-        (watch.level, watch.not_probed) = (level, plan.refused);
+        self.govern(probes, now_ns);
         Ok(())
     }
 
@@ -245,6 +244,9 @@ impl Session {
                 .learn(stack, probes.stack(stack).unwrap_or_default());
         }
         self.ledger.apply(event, &self.symbols);
+        if let Some(watch) = &mut self.watch {
+            watch.cost.hear();
+        }
     }
 
     /// Counts what is really alive. With `Depth::Places` also looks where goroutines are stuck and on what.
@@ -253,14 +255,16 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let (memory, layout, goroutines) = (&self.memory, &self.layout, &census.goroutines);
-        let places = match depth {
-            Depth::Counts => None,
-            Depth::Places => Some(Places {
-                stacks: stacks::walk(memory, layout, &self.symbols, goroutines)?,
-                waits: waits::walk(memory, layout, &self.wait_reasons, goroutines)?
-                    .by_site(goroutines),
-            }),
+        let places = if depth == Depth::Places || self.standings.wants_places() {
+            Some(Places::of(
+                &census.goroutines,
+                &self.memory,
+                &self.layout,
+                &self.wait_reasons,
+                &self.symbols,
+            )?)
+        } else {
+            None
         };
         self.still_there()?;
         Ok(Look { census, places })
@@ -268,6 +272,7 @@ impl Session {
 
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
     pub fn book(&mut self, look: Look) -> Drift {
+        let looked = look.places.is_some();
         if let Some(places) = look.places {
             self.places = places;
         }
@@ -275,6 +280,15 @@ impl Session {
         self.watched_since_ns.get_or_insert(look.census.started_ns);
         self.counted_ns = look.census.finished_ns;
         self.ledger.sample(look.census.finished_ns);
+        self.standings.judge(&Moment {
+            ledger: &self.ledger,
+            symbols: &self.symbols,
+            wait_reasons: &self.wait_reasons,
+            places: looked.then_some(&self.places),
+            started_ns: self.started_ns,
+            watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
+            now_ns: look.census.finished_ns,
+        });
         drift
     }
 
@@ -293,6 +307,40 @@ impl Session {
             watch.hits = probes.hits(&watch.attached);
             watch.lost = probes.lost(&watch.attached);
             watch.undecodable = undecodable;
+            watch.cost.counted = watch.cost.moment(&self.process, self.counted_ns);
+            if watch.cost.was_full() {
+                watch.blocked = probes.blocked_times(&watch.attached);
+            }
+        }
+    }
+
+    /// On level `full` the kernel knows since when each goroutine is blocked: those that a look saw waiting are asked for.
+    #[must_use]
+    pub fn waits(&self, look: &Look, probes: &Probes) -> Vec<(Goid, Ktime)> {
+        let Some((watch, full_since_ns)) = (self.watch.as_ref())
+            .and_then(|watch| watch.cost.full_since_ns().map(|since_ns| (watch, since_ns)))
+        else {
+            return Vec::new();
+        };
+        let census = &look.census;
+        (census.goroutines.iter())
+            .filter(|goroutine| goroutine.status == Status::Waiting)
+            // The kernel knows of so many at most.
+            .take(WAITS as usize)
+            .filter_map(|goroutine| {
+                let since = probes.blocked_since(&watch.attached, goroutine.g, goroutine.goid)?;
+                // What blocked later was in another wait when it was seen; what blocked before wake-ups were heard
+                // may have woken in between.
+                (since.0 <= census.finished_ns && since.0 >= full_since_ns)
+                    .then_some((goroutine.goid, since))
+            })
+            .collect()
+    }
+
+    /// Books since when goroutines wait.
+    pub fn note_waits(&mut self, waits: Vec<(Goid, Ktime)>) {
+        for (goid, since) in waits {
+            self.ledger.waits_since(goid, since.0);
         }
     }
 
@@ -316,6 +364,7 @@ impl Session {
     /// What was known when the last census ended.
     #[must_use]
     pub fn report(&self) -> Report {
+        let blocked = (self.watch.as_ref()).map_or(&[][..], |watch| &watch.blocked);
         Report::new(
             &self.ledger,
             &self.symbols,
@@ -330,8 +379,14 @@ impl Session {
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
+                hidden: (self.watch.as_ref())
+                    .map(|watch| (&watch.cost.estimates, watch.cost.counted)),
+                standings: &self.standings,
+                watched_since_ns: self.watched_since_ns.unwrap_or(self.counted_ns),
+                blocked,
                 events: self.events(),
                 now_ns: self.counted_ns,
+                now_unix: unix_of(self.counted_ns),
             },
         )
     }
@@ -345,7 +400,30 @@ impl Session {
         };
         let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
         if let Some(watch) = &self.watch {
-            events.level = watch.level.name();
+            let cost = &watch.cost;
+            events.level = cost.governor.level().name();
+            events.budget = cost.governor.share().map(|share| share.0);
+            events.overhead_measured = overhead(cost.meter.spent_ns(), self.counted_ns, since_ns);
+            events.hit_cost = Some(cost.calibration);
+            events.overhead_now = cost.meter.overhead();
+            events.cost_seconds = (cost.meter.by_kind())
+                .map(|(kind, _, ns)| (kind_name(kind), ns / 1e9))
+                .collect();
+            let tally = cost.governor.tally();
+            events.changes = LevelChanges {
+                falls: tally.falls,
+                returns: tally.returns,
+                samples: tally.samples,
+                latest: (cost.changes.iter())
+                    .map(|change| LevelChange {
+                        seconds: seconds(change.at_ns.saturating_sub(since_ns)),
+                        from: change.from.name(),
+                        to: change.to.name(),
+                        reason: change.reason.clone(),
+                    })
+                    .collect(),
+            };
+            events.unheard_seconds = seconds(cost.estimates.unknown_ns(cost.counted));
             for (kind, count) in Kind::ALL.into_iter().zip(watch.hits) {
                 if count > 0 {
                     events.hits.insert(kind_name(kind), count);
@@ -371,6 +449,14 @@ impl Session {
 
 /// How often the memory of a process is looked at before its contradictions count.
 pub const PATIENCE: u32 = 10;
+
+/// How long ago that was, by the wall clock; 0 for a time to come.
+fn age_ns(unix: f64) -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let age = now.map_or(0.0, |now| now.as_secs_f64()) - unix;
+    let age = Duration::try_from_secs_f64(age).unwrap_or_default();
+    u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
 fn believe(memory: &LiveMemory, layout: &Layout, most: u32) -> anyhow::Result<SelfCheck> {
@@ -457,6 +543,8 @@ fn loss_name(cause: Loss) -> &'static str {
         Loss::StacksFull => "stacks full",
         Loss::ReadFault => "read fault",
         Loss::UnknownSlot => "unknown slot",
+        Loss::WaitsFull => "waits full",
+        Loss::OverBudget => "over budget",
     }
 }
 
@@ -466,4 +554,14 @@ fn loss_name(cause: Loss) -> &'static str {
 )]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
+}
+
+/// What was lost as a part of one core, over all the time that was watched.
+fn overhead(spent_ns: f64, now_ns: u64, since_ns: u64) -> f64 {
+    let watched = seconds(now_ns.saturating_sub(since_ns)) * 1e9;
+    if watched > 0.0 {
+        spent_ns / watched
+    } else {
+        0.0
+    }
 }

@@ -1,216 +1,175 @@
-//! `cargo xtask bench`: what being traced costs a program, against the same program untraced.
+//! `cargo xtask bench`: what being traced costs a program, against the same program untraced; written to doc/cost.md.
 //!
-//! One program runs throughout and prints how many operations a second it manages; untraced and traced stretches
-//! take turns, so that a machine whose speed drifts does not matter. Ratios and medians count, single numbers do not.
+//! Ratios within one run count, and medians of pairs; single numbers do not, since machines drift. Each section can be
+//! measured by itself: doc/cost.md is made of the latest of each, with its date.
 
-use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use leaktrace_fixtures::build::{self, Variant};
-use leaktrace_fixtures::program::Program;
+use anyhow::{Context, Result, bail, ensure};
+use leaktrace_fixtures::{repository, target_dir};
 
-use crate::{bench_census, demo, go};
+use crate::{demo, go};
+
+mod census;
+mod ledger;
+mod placement;
+mod plot;
+mod slow_down;
+mod verdict;
 
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Untraced and traced stretches of each kind
+    /// Sections to measure, by default all: placement, slow-down, census, ledger, verdict
+    #[arg(value_name = "SECTION")]
+    sections: Vec<String>,
+    /// Pairs of an untraced and a traced stretch of which medians are taken
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=99))]
     pairs: u32,
+    /// Seconds of a stretch under the default settings; other stretches are a tenth as long
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=3600))]
+    seconds: u32,
     /// Go release of the traced programs
     #[arg(long, default_value = "1.27.3")]
     go: String,
-    /// Measure what counting everything costs instead
-    #[arg(long)]
-    census: bool,
 }
 
-/// Rates read of each stretch, after one that is thrown away; the programs print two a second.
-const READINGS: usize = 3;
+/// What a section found.
+pub struct Section {
+    /// Paragraphs and tables, without the heading.
+    pub markdown: String,
+    /// Plots: the file's name below doc/, and what is in it.
+    pub plots: Vec<(&'static str, String)>,
+}
 
-/// Measures, and prints a table.
+type Measure = fn(&Setup) -> Result<Section>;
+
+/// The sections in their order: name, heading, and what measures it.
+const SECTIONS: [(&str, &str, Measure); 5] = [
+    (
+        "placement",
+        "One hit, by where the probe sits",
+        placement::run,
+    ),
+    (
+        "slow-down",
+        "Programs that do nothing but what is probed",
+        slow_down::run,
+    ),
+    ("census", "Counting everything", census::run),
+    ("ledger", "Booking events", ledger::run),
+    ("verdict", "From start to the first verdict", verdict::run),
+];
+
+/// What sections are given.
+pub struct Setup {
+    /// The command under test, built for release.
+    pub leaktrace: PathBuf,
+    /// Pairs of stretches.
+    pub pairs: u32,
+    /// Seconds of a stretch under the default settings.
+    pub seconds: u32,
+    /// Go release.
+    pub go: String,
+}
+
+/// Measures, prints, and writes doc/cost.md.
 pub fn run(arguments: &Arguments) -> Result<()> {
     ensure!(demo::is_root()?, "probes need root here: run it as root");
-    if arguments.census {
-        return bench_census::run(&arguments.go, arguments.pairs);
-    }
-    let leaktrace = demo::build_leaktrace()?;
-    let toolchain = go::install(&arguments.go)?;
-    println!(
-        "{} untraced and traced stretches in turn, Go {}, medians\n",
-        arguments.pairs, arguments.go
-    );
-    println!(
-        "program     operation                 tracer               untraced   traced    added"
-    );
-    for (fixture, operation, events) in [
-        ("spawn-storm", "goroutine born and ended", "lifecycle"),
-        ("ping-pong", "round trip", "lifecycle"),
-        ("ping-pong", "round trip", "full"),
-    ] {
-        let executable = build::build(fixture, &toolchain, Variant::DEFAULT)?;
-        let name = format!("leaktrace {events}");
-        let costs = measure(&executable, &[], arguments.pairs, |pid| {
-            let mut command = Command::new(&leaktrace);
-            command.args([
-                "record",
-                "--duration",
-                "1h",
-                "--format",
-                "json",
-                "-o",
-                "/dev/null",
-            ]);
-            command.args(["--events", events, "--pid", &pid.to_string()]);
-            Tracer::start(&mut command, &name, None)
-        })?;
-        print(fixture, operation, &name, &costs);
-        if fixture == "spawn-storm" {
-            bpftrace(&executable, arguments.pairs, operation)?;
+    for wanted in &arguments.sections {
+        if !SECTIONS.iter().any(|(name, _, _)| name == wanted) {
+            let names: Vec<_> = SECTIONS.iter().map(|(name, _, _)| *name).collect();
+            bail!(
+                "there is no section {wanted}: choose of {}",
+                names.join(", ")
+            );
         }
     }
-    Ok(())
-}
-
-/// The same with what people use today: a count at the entries of the two functions.
-fn bpftrace(executable: &Path, pairs: u32, operation: &str) -> Result<()> {
-    if Command::new("bpftrace").arg("--version").output().is_err() {
-        println!("spawn-storm {operation:<25} bpftrace             not installed: skipped");
-        return Ok(());
-    }
-    let program = executable.display();
-    let script = format!(
-        "uprobe:{program}:runtime.newproc1 {{ @born = count(); }} uprobe:{program}:runtime.goexit1 {{ @ended = count(); }}"
-    );
-    let costs = measure(executable, &[], pairs, |_| {
-        Tracer::start(
-            Command::new("bpftrace").args(["-e", &script]),
-            "bpftrace",
-            Some("Attaching"),
-        )
-    })?;
-    print("spawn-storm", operation, "bpftrace, entries", &costs);
-    Ok(())
-}
-
-/// Nanoseconds per operation of each stretch.
-pub struct Costs {
-    untraced: Vec<f64>,
-    traced: Vec<f64>,
-}
-
-/// Runs the program with these flags, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
-pub fn measure(
-    executable: &Path,
-    flags: &[&str],
-    pairs: u32,
-    start: impl Fn(u32) -> Result<Tracer>,
-) -> Result<Costs> {
-    let flags: Vec<&str> = flags.iter().copied().chain(["-report", "500ms"]).collect();
-    let program = Program::start(executable, &flags)?;
-    let mut costs = Costs {
-        untraced: Vec::new(),
-        traced: Vec::new(),
+    let setup = Setup {
+        leaktrace: demo::build_leaktrace()?,
+        pairs: arguments.pairs,
+        seconds: arguments.seconds,
+        go: arguments.go.clone(),
     };
-    for _ in 0..pairs {
-        costs.untraced.push(stretch(&program)?);
-        let tracer = start(program.pid())?;
-        costs.traced.push(stretch(&program)?);
-        drop(tracer);
+    go::install(&setup.go)?;
+    let kept = target_dir().join("bench");
+    fs::create_dir_all(&kept).with_context(|| format!("making {}", kept.display()))?;
+    let doc = repository().join("doc");
+    fs::create_dir_all(&doc).with_context(|| format!("making {}", doc.display()))?;
+    for (name, heading, measure) in SECTIONS {
+        if !arguments.sections.is_empty() && !arguments.sections.iter().any(|wanted| wanted == name)
+        {
+            continue;
+        }
+        eprintln!("\n==> {name}: {heading}");
+        let section = measure(&setup).with_context(|| format!("measuring {name}"))?;
+        println!("\n{}", section.markdown);
+        let text = format!(
+            "## {heading}\n\n{}\n*Measured {}, {}.*\n",
+            section.markdown,
+            today()?,
+            machine()
+        );
+        fs::write(kept.join(format!("{name}.md")), text)?;
+        for (file, svg) in section.plots {
+            fs::write(doc.join(file), svg)?;
+        }
     }
-    Ok(costs)
+    let mut document = String::from(HEAD);
+    for (name, heading, _) in SECTIONS {
+        match fs::read_to_string(kept.join(format!("{name}.md"))) {
+            Ok(text) => document += &format!("\n{text}"),
+            Err(_) => document += &format!("\n## {heading}\n\nNot measured on this machine yet.\n"),
+        }
+    }
+    let path = doc.join("cost.md");
+    fs::write(&path, document).with_context(|| format!("writing {}", path.display()))?;
+    println!("\nwritten to {}", path.display());
+    Ok(())
 }
 
-impl Costs {
-    /// How much longer an operation takes when traced, in per cent: the median over the pairs.
-    pub fn slow_down(&self) -> f64 {
-        let ratios: Vec<f64> = self
-            .traced
-            .iter()
-            .zip(&self.untraced)
-            .map(|(traced, untraced)| traced / untraced)
-            .collect();
-        (median(&ratios) - 1.0) * 100.0
-    }
+const HEAD: &str = "# What leaktrace costs\n\n\
+    Written by `cargo xtask bench`. Everything is compared within one run on one machine: a program traced and untraced\n\
+    in turn, leaktrace and others on the same program. On bare metal a probe costs about a third of what it does in a\n\
+    virtual machine; the ratios stay.\n";
+
+fn today() -> Result<String> {
+    let output = Command::new("date").arg("-u").arg("+%Y-%m-%d").output();
+    let output = output.context("running date")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The median cost of an operation over the next readings, in nanoseconds.
-fn stretch(program: &Program) -> Result<f64> {
-    // The first reading lies on both sides of the change.
-    program.line()?;
-    let mut costs = Vec::new();
-    for _ in 0..READINGS {
-        let line = program.line()?;
-        let rate = line["ops_per_second"]
-            .as_f64()
-            .context("the program prints ops_per_second")?;
-        costs.push(1e9 / rate);
-    }
-    Ok(median(&costs))
+/// The machine, as far as it tells: processor, how many, kernel, how busy.
+fn machine() -> String {
+    let field = |path: &str, key: &str| -> String {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with(key));
+        line.and_then(|line| line.split_once(':')).map_or_else(
+            || "unknown processor".to_owned(),
+            |(_, value)| value.trim().to_owned(),
+        )
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let line = |path: &str| {
+        fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let load = line("/proc/loadavg");
+    let load = load.split_ascii_whitespace().next().unwrap_or("?");
+    format!(
+        "{cores} × {}, Linux {}, load {load} at the end",
+        field("/proc/cpuinfo", "model name"),
+        line("/proc/sys/kernel/osrelease")
+    )
 }
 
-fn median(numbers: &[f64]) -> f64 {
+/// The median; the upper of the middle two of an even number.
+pub fn median(numbers: &[f64]) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
-}
-
-fn print(program: &str, operation: &str, tracer: &str, costs: &Costs) {
-    let (untraced, traced) = (median(&costs.untraced), median(&costs.traced));
-    let added: Vec<f64> = costs
-        .traced
-        .iter()
-        .zip(&costs.untraced)
-        .map(|(traced, untraced)| traced - untraced)
-        .collect();
-    println!(
-        "{program:<11} {operation:<25} {tracer:<18} {untraced:>7.0} ns {traced:>7.0} ns {:>+7.0} ns",
-        median(&added)
-    );
-}
-
-/// A running tracer, attached. Dropping it ends it as Ctrl-C does, and waits.
-pub struct Tracer(Child);
-
-impl Tracer {
-    /// Starts it and waits until its probes are on: until it says `ready` on standard output, or else a moment.
-    pub fn start(command: &mut Command, name: &str, ready: Option<&str>) -> Result<Self> {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(if ready.is_some() {
-                Stdio::piped()
-            } else {
-                Stdio::null()
-            })
-            .stderr(Stdio::null())
-            .spawn()
-            .with_context(|| format!("starting {name}"))?;
-        let stdout = child.stdout.take();
-        let tracer = Self(child);
-        match (ready, stdout) {
-            (Some(ready), Some(stdout)) => {
-                let deadline = Instant::now() + Duration::from_secs(20);
-                for line in BufReader::new(stdout).lines() {
-                    if line?.starts_with(ready) || Instant::now() > deadline {
-                        break;
-                    }
-                }
-                // It says so before it does so.
-                std::thread::sleep(Duration::from_secs(1));
-            }
-            _ => std::thread::sleep(Duration::from_secs(1)),
-        }
-        Ok(tracer)
-    }
-}
-
-impl Drop for Tracer {
-    fn drop(&mut self) {
-        // The kernel takes the probes off when the process ends, however it ends.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

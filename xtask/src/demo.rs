@@ -165,7 +165,7 @@ impl Watch {
         record.args(["--format", "json", "-o"]).arg(&file);
         let record = Tracer::spawn(&mut record)?;
         let daemon = match role.marker {
-            Some(_) => Some(Daemon::start(leaktrace, &pid)?),
+            Some(_) => Some(Daemon::start(leaktrace, &["--pid", &pid])?),
             None => None,
         };
         Ok(Self {
@@ -263,15 +263,19 @@ impl Drop for Tracer {
 }
 
 /// `leaktrace daemon` on a port of its own choice.
-struct Daemon {
-    address: String,
+pub struct Daemon {
+    /// Where it listens.
+    pub address: String,
     _tracer: Tracer,
 }
 
 impl Daemon {
-    fn start(leaktrace: &Path, pid: &str) -> Result<Self> {
+    /// Starts it for whom these arguments name.
+    pub fn start(leaktrace: &Path, whom: &[&str]) -> Result<Self> {
         let mut command = Command::new(leaktrace);
-        command.args(["daemon", "--pid", pid, "--listen", "127.0.0.1:0"]);
+        command
+            .args(["daemon", "--listen", "127.0.0.1:0"])
+            .args(whom);
         // A verdict takes ten counts: at the usual interval of 5 s the demo would be over before.
         let tracer = Tracer::spawn(command.args(["--interval", "1s"]))?;
         let deadline = Instant::now() + Duration::from_secs(20);

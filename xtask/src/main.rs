@@ -5,13 +5,14 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod bench;
-mod bench_census;
 mod build_ebpf;
+mod churn;
 mod demo;
 mod fixtures;
 mod fuzz;
 mod go;
 mod offsets;
+mod screenshots;
 mod servers;
 mod test;
 mod tools;
@@ -27,6 +28,8 @@ enum Command {
     Test(test::Arguments),
     /// Measure what being traced costs a program
     Bench(bench::Arguments),
+    /// Arm and stop ten million timers under leaktrace, and see what is left behind
+    Churn(churn::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -37,6 +40,8 @@ enum Command {
     Fixture(fixtures::Arguments),
     /// Feed random inputs to everything that reads a traced program's bytes
     Fuzz(fuzz::Arguments),
+    /// Open the page in a real browser, use it, and take the pictures of doc/
+    Screenshots(screenshots::Arguments),
     /// Watch real servers of many kinds and Go releases, and compare with what they say of themselves
     Servers(servers::Arguments),
     /// Fetch the real servers that tests attach to
@@ -51,11 +56,13 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => done(demo::run(&arguments)),
         Command::Test(arguments) => done(test::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
+        Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),
         Command::Fixture(arguments) => done(fixtures::run(&arguments)),
         Command::Fuzz(arguments) => done(fuzz::run(&arguments)),
+        Command::Screenshots(arguments) => done(screenshots::run(&arguments)),
         Command::Servers(arguments) => done(servers::run(&arguments)),
         Command::Tools(arguments) => done(tools::run(&arguments)),
         Command::VmTest(arguments) => vm_test::run(&arguments),

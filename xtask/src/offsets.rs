@@ -2,7 +2,7 @@
 //!
 //! Each toolchain compiles one small program for each architecture; leaktrace's own DWARF reader (the example
 //! `dwarf_offsets`) reads the offsets; releases in which nothing moved become one entry. Of a release that has no
-//! toolchain to be fetched (1.18, 1.20), a finished binary with DWARF serves as well: the structures of the runtime
+//! toolchain to be fetched (1.18, 1.20), finished binaries with DWARF serve as well: the structures of the runtime
 //! do not depend on the program. The entry names every release and architecture that it was measured on.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use leaktrace_fixtures::repository;
+use leaktrace_fixtures::toolchain::PINNED;
 use serde_json::{Value, json};
+
+use crate::{go, tools};
 
 /// Where the table is kept.
 const TABLE: &str = "leaktrace/src/resolve/offsets.json";
@@ -23,17 +27,25 @@ const PROGRAM: &str = "package main\n\nfunc main() {}\n";
 /// Arguments of `cargo xtask offsets`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// GOROOTs, directories that hold them as goVERSION/go, or Go binaries with DWARF
-    #[arg(default_value = "target/go")]
+    /// GOROOTs, directories that hold them as goVERSION/go, or Go binaries with DWARF; all that can be fetched when
+    /// none is named
     sources: Vec<PathBuf>,
+    /// Write nothing: fail when the table is not what comes of it
+    #[arg(long)]
+    check: bool,
 }
 
 /// Writes the table; prints what it was made from.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let (files, directories): (Vec<_>, Vec<_>) = arguments
-        .sources
-        .iter()
-        .partition(|source| source.is_file());
+    let mut sources = arguments.sources.clone();
+    if sources.is_empty() {
+        for release in PINNED {
+            sources.push(go::install(release.version)?.root().to_owned());
+        }
+        sources.extend(tools::with_dwarf()?);
+    }
+    let (files, directories): (Vec<_>, Vec<_>) =
+        sources.iter().partition(|source| source.is_file());
     let mut roots = Vec::new();
     for directory in directories {
         roots.extend(toolchains(directory)?);
@@ -56,7 +68,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let table = merge(measured?)?;
     let mut text = serde_json::to_string_pretty(&table)?;
     text.push('\n');
-    fs::write(TABLE, text).with_context(|| format!("writing {TABLE}"))?;
+    let path = repository().join(TABLE);
+    if arguments.check {
+        let kept = fs::read_to_string(&path).with_context(|| format!("reading {TABLE}"))?;
+        ensure!(
+            kept == text,
+            "{TABLE} is not what its sources give: run `cargo xtask offsets`"
+        );
+    } else {
+        fs::write(&path, text).with_context(|| format!("writing {TABLE}"))?;
+    }
     for release in &table {
         println!(
             "1.{} from patch {}: {}",

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use leaktrace_fixtures::toolchain::PINNED;
+use leaktrace_fixtures::toolchain::{PINNED, Toolchain};
 use leaktrace_fixtures::{repository, target_dir};
 
 use crate::{demo, go, servers, tools, vm_test};
@@ -50,6 +50,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     fetch(arguments, &mut report);
     if arguments.filter.is_none() && !arguments.quick {
         ebpf_objects(&mut report);
+        offsets(&mut report);
     }
     tests(&cargo, arguments, &mut report)?;
     if arguments.filter.is_none() && !arguments.quick {
@@ -84,8 +85,25 @@ fn fetch(arguments: &Arguments, report: &mut Report) {
             report.skip(&format!("tests with go {version}"), &format!("{error:#}"));
         }
     }
+    // The only Go 1.19 that a package registry has, and what makes core files.
+    let present = [
+        (
+            Toolchain::debian().is_some(),
+            "golang-1.19-go",
+            "tests with Debian's Go 1.19",
+        ),
+        (find("gcore").is_some(), "gdb", "tests with core files"),
+    ];
+    for (_, package, what) in present.iter().filter(|(present, ..)| !present) {
+        if let Err(error) = tools::install(&[package]) {
+            report.skip(what, &format!("{error:#}"));
+        }
+    }
     if let Err(error) = tools::prometheus() {
         report.skip("the test with a real Prometheus", &format!("{error:#}"));
+    }
+    if let Err(error) = tools::upx() {
+        report.skip("the test with the packer UPX", &format!("{error:#}"));
     }
     for (package, version, hash) in tools::ESBUILD {
         if let Err(error) = tools::esbuild(package, version, hash) {
@@ -111,6 +129,18 @@ fn ebpf_objects(report: &mut Report) {
         ),
         code => report.note(step, code == Some(0), begin),
     }
+}
+
+/// Generates the table of struct offsets anew, and compares it with the one that is checked in.
+fn offsets(report: &mut Report) {
+    let step = "table of struct offsets";
+    let Ok(this) = env::current_exe() else {
+        return report.skip(step, "the path of xtask itself is not known");
+    };
+    if let Err(error) = tools::with_dwarf() {
+        return report.skip(step, &format!("{error:#}"));
+    }
+    report.run(step, Command::new(this).args(["offsets", "--check"]));
 }
 
 /// Runs the tests of the workspace; then reads which of them could not run here.

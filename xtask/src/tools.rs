@@ -32,6 +32,8 @@ pub fn run(_: &Arguments) -> Result<()> {
     for (package, version, hash) in ESBUILD {
         println!("{}", esbuild(package, version, hash)?.display());
     }
+    upx()?;
+    println!("{}", debian("trixie", "upx-ucl")?.display());
     Ok(())
 }
 
@@ -60,6 +62,59 @@ pub const ESBUILD: [(&str, &str, &str); 4] = [
     ),
 ];
 
+/// Finished binaries with DWARF, of the Go releases of which no toolchain can be fetched (1.18 and 1.20): package and
+/// version on PyPI, SHA-256 of the wheel, the binaries in it.
+const WITH_DWARF: [(&str, &str, &str, &[&str]); 3] = [
+    (
+        "feast",
+        "0.27.1",
+        "cbd0fc58a5729fe335b7cb0b6d9da075697617799e973d5d43871456ffe5767b",
+        &["feast/embedded_go/lib/_embedded.cpython-39-x86_64-linux-gnu.so"],
+    ),
+    (
+        "tls-client",
+        "0.2.1",
+        "124a710952b979d5e20b4e2b7879b7958d6e48a259d0f5b83101055eb173f0bd",
+        &[
+            "tls_client/dependencies/tls-client-amd64.so",
+            "tls_client/dependencies/tls-client-arm64.so",
+        ],
+    ),
+    (
+        "tls-client",
+        "0.2.2",
+        "30934871397cdad6862e00b5634f382666314a452ddd3d774e18323a0ad9b765",
+        &[
+            "tls_client/dependencies/tls-client-amd64.so",
+            "tls_client/dependencies/tls-client-arm64.so",
+        ],
+    ),
+];
+
+/// The binaries of [`WITH_DWARF`], fetched if they are not there yet.
+pub fn with_dwarf() -> Result<Vec<PathBuf>> {
+    let mut binaries = Vec::new();
+    for (package, version, hash, names) in WITH_DWARF {
+        let place = target_dir()
+            .join("dwarf")
+            .join(format!("{package}-{version}"));
+        // A wheel for one Python: pip has to be told, whichever runs here.
+        let platform = [
+            "--python-version",
+            "3.9",
+            "--platform",
+            "manylinux2014_x86_64",
+        ];
+        fetch(&place, |scratch| {
+            let archive = pip_download(scratch, package, version, &platform)?;
+            verify(&archive, hash)?;
+            unzip(scratch, &archive)
+        })?;
+        binaries.extend(names.iter().map(|name| place.join(name)));
+    }
+    Ok(binaries)
+}
+
 /// An esbuild of npm, fetched if it is not there yet.
 pub fn esbuild(package: &str, version: &str, hash: &str) -> Result<PathBuf> {
     let folder = target_dir()
@@ -67,17 +122,7 @@ pub fn esbuild(package: &str, version: &str, hash: &str) -> Result<PathBuf> {
         .join(format!("{package}-{version}"));
     fetch(&folder, |scratch| {
         let archive = npm_archive(scratch, package, version)?;
-        let mut hasher = Sha256::new();
-        io::copy(&mut fs::File::open(&archive)?, &mut hasher)?;
-        let found: String = hasher
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
-        ensure!(
-            found == hash,
-            "npm's {package} {version} has SHA-256 {found}, but {hash} is pinned: it was not unpacked"
-        );
+        verify(&archive, hash)?;
         untar(scratch, &archive)
     })?;
     Ok(folder.join("package/bin/esbuild"))
@@ -130,6 +175,21 @@ pub fn debian(suite: &str, package: &str) -> Result<PathBuf> {
     Ok(place)
 }
 
+/// The packer UPX, with the libraries that it wants of its own suite: the tests look for them where [`debian`] puts them.
+pub fn upx() -> Result<()> {
+    for package in [
+        "upx-ucl",
+        "libucl1",
+        "libstdc++6",
+        "libgcc-s1",
+        "zlib1g",
+        "libc6",
+    ] {
+        debian("trixie", package)?;
+    }
+    Ok(())
+}
+
 /// The version of a package that was fetched by [`debian`].
 pub fn debian_version(suite: &str, package: &str) -> Result<String> {
     let file = debian(suite, package)?.join(VERSION);
@@ -176,26 +236,55 @@ pub fn wheel(package: &str, version: &str) -> Result<PathBuf> {
         .join("servers/pypi")
         .join(format!("{package}-{version}"));
     fetch(&place, |scratch| {
-        let mut pip = Command::new("python3");
-        // It says that it wants a newer Python, but its library is what is wanted here.
-        pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check"])
-            .args(["download", "--no-deps", "--ignore-requires-python"])
-            .args(["--only-binary=:all:", "--dest"])
-            .arg(scratch)
-            .arg(format!("{package}=={version}"));
-        silently(&mut pip)?;
-        let archive = downloaded(scratch, "whl")?;
-        let unpacked = scratch.join("unpacked");
-        let mut unzip = Command::new("python3");
-        silently(
-            unzip
-                .args(["-m", "zipfile", "-e"])
-                .arg(&archive)
-                .arg(&unpacked),
-        )?;
-        Ok(unpacked)
+        let archive = pip_download(scratch, package, version, &[])?;
+        unzip(scratch, &archive)
     })?;
     Ok(place)
+}
+
+/// A wheel of PyPI, downloaded to a scratch folder.
+fn pip_download(
+    scratch: &Path,
+    package: &str,
+    version: &str,
+    platform: &[&str],
+) -> Result<PathBuf> {
+    let mut pip = Command::new("python3");
+    // It says that it wants a newer Python, but its library is what is wanted here.
+    pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check"])
+        .args(["download", "--no-deps", "--ignore-requires-python"])
+        .args(["--only-binary=:all:", "--dest"])
+        .arg(scratch)
+        .args(platform)
+        .arg(format!("{package}=={version}"));
+    silently(&mut pip)?;
+    downloaded(scratch, "whl")
+}
+
+/// Unpacks a wheel, which is a zip, beside itself.
+fn unzip(scratch: &Path, archive: &Path) -> Result<PathBuf> {
+    let unpacked = scratch.join("unpacked");
+    let mut unzip = Command::new("python3");
+    unzip.args(["-m", "zipfile", "-e"]).arg(archive);
+    silently(unzip.arg(&unpacked))?;
+    Ok(unpacked)
+}
+
+/// Refuses a download that is not the one that was pinned.
+fn verify(archive: &Path, hash: &str) -> Result<()> {
+    let mut hasher = Sha256::new();
+    io::copy(&mut fs::File::open(archive)?, &mut hasher)?;
+    let found: String = hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let name = archive.file_name().unwrap_or_default().display();
+    ensure!(
+        found == hash,
+        "{name} has SHA-256 {found}, but {hash} is pinned: it was not unpacked"
+    );
+    Ok(())
 }
 
 /// Fills `place` once: `get` downloads to a scratch folder and says which folder of it is wanted.
@@ -285,6 +374,21 @@ impl Apt {
         }
         command
     }
+}
+
+/// Installs packages of this machine's own Debian.
+pub fn install(packages: &[&str]) -> Result<()> {
+    eprintln!("installing {} (once)", packages.join(", "));
+    let mut apt = Command::new("apt-get");
+    apt.args(["install", "--yes", "--quiet", "--no-install-recommends"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    if silently(&mut apt).is_ok() {
+        return Ok(());
+    }
+    // A fresh container image has no package lists.
+    silently(Command::new("apt-get").args(["update", "--quiet"]))?;
+    silently(&mut apt)
 }
 
 /// Runs a command without its chatter; its last line becomes the error.

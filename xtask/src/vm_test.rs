@@ -171,7 +171,11 @@ fn boot_all<'a>(
     outcomes.into_inner().expect("no thread panicked with it")
 }
 
-/// Boots one machine; once more when it did not come to its end, for emulated ones hang now and then.
+/// How often a machine is booted that does not come to its end: emulated ones hang or panic now and then, each kernel
+/// at another place.
+const ATTEMPTS: u32 = 3;
+
+/// Boots one machine, again if it did not come to its end.
 fn boot<'a>(
     machine: &Machine,
     image: &kernel::Image,
@@ -194,7 +198,7 @@ fn boot<'a>(
                     let may_fault = machine.arch == Arch::Arm64 && machine.kernel.moves_pages;
                     return Ok(judge::judge(&lines, &RELEASES, may_fault));
                 }
-                Err(error) if attempts == 1 => eprintln!("{name}: {error:#}; once more"),
+                Err(error) if attempts < ATTEMPTS => eprintln!("{name}: {error:#}; once more"),
                 Err(error) => return Err(error),
             }
         }
@@ -256,7 +260,7 @@ fn print(machines: &[Machine], outcomes: &[Option<Outcome>]) -> usize {
             Err(error) => failures.push(format!("{what}: {error:#}")),
         }
         if outcome.attempts > 1 {
-            row.push_str("  (second boot)");
+            row.push_str(&format!("  (boot {})", outcome.attempts));
         }
         println!("{}", row.trim_end());
     }

@@ -58,7 +58,7 @@ pub fn check(process: &[u8]) -> Result<()> {
     let (memory, layout) = memory::process(process);
     census::self_check(&memory, &layout)?;
     let census = census::take(&memory, &layout, &|| 1)?;
-    let waits = waits::walk(
+    let waits = waits::channels(
         &memory,
         &layout,
         &REASONS.map(str::to_owned),

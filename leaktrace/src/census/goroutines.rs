@@ -30,6 +30,9 @@ pub struct Goroutine {
     pub waiting_since_ns: u64,
     /// The `sudog` that it waits by (`g.waiting`); 0 when it waits for something else.
     pub waiting: u64,
+    /// How often it has stopped running, modulo 256 (`g.trackingSeq`): when two readings differ it ran in between. 0 where
+    /// the offset is not known.
+    pub stops: u8,
 }
 
 /// `g.atomicstatus` without the scan bit (src/runtime/runtime2.go: _Gidle and on).
@@ -72,6 +75,9 @@ const MOST_SLOTS: u64 = 16 << 20;
 /// Most goroutines that may be alive at one time.
 const MOST_ALIVE: usize = 8 << 20;
 
+/// Goroutines of which even those that wait are read twice.
+const MOST_READ_TWICE: usize = 200_000;
+
 /// How often the list may change under us before we give up.
 const TRIES: u32 = 5;
 
@@ -82,26 +88,20 @@ pub(super) fn walk(
     census: &mut Census,
 ) -> Result<(), CensusError> {
     let mut addresses = list(memory, layout)?;
-    let size = span(&layout.offsets);
-    let mut unsure = Vec::new();
+    let mut read: Vec<Goroutine> = Vec::new();
     let mut alive = 0_usize;
-    let goroutines = &mut census.goroutines;
+    let size = span(&layout.offsets);
+    let (unreadable, goroutines) = (&mut census.unreadable, &mut census.goroutines);
     for_each_structure(
         memory,
         &mut addresses,
         size,
-        &mut census.unreadable,
+        unreadable,
         |address, fields| {
             if let Some(goroutine) = parse(layout, address, fields) {
                 alive += 1;
-                if alive > MOST_ALIVE {
-                    return;
-                }
-                if goroutine.status == Status::Waiting {
-                    goroutines.push(goroutine);
-                } else {
-                    // It moves: the fields may be of two lives.
-                    unsure.push(goroutine);
+                if alive <= MOST_ALIVE {
+                    read.push(goroutine);
                 }
             }
         },
@@ -113,45 +113,44 @@ pub(super) fn walk(
             limit: MOST_ALIVE as u64,
         });
     }
-    for goroutine in unsure {
-        match settle(memory, layout, goroutine, size)? {
-            Settled::Alive(goroutine) => census.goroutines.push(goroutine),
-            Settled::Dead => {}
-            Settled::Unsteady => census.unreadable += 1,
-        }
+    // A g may have been read while it ended and was used again: two readings must agree on who it is. One that waits is
+    // copied in some ten nanoseconds, far less than that takes; where there are very many, once is enough for those.
+    if read.len() > MOST_READ_TWICE {
+        let (waiting, moving) =
+            (read.into_iter()).partition(|goroutine| goroutine.status == Status::Waiting);
+        *goroutines = waiting;
+        read = moving;
     }
-    Ok(())
-}
-
-enum Settled {
-    Alive(Goroutine),
-    Dead,
-    Unsteady,
-}
-
-/// Reads a moving goroutine again until two readings agree on who it is.
-fn settle(
-    memory: &dyn Memory,
-    layout: &Layout,
-    mut before: Goroutine,
-    size: usize,
-) -> Result<Settled, CensusError> {
-    let mut bytes = vec![0; size];
     for _ in 0..TRIES {
-        match memory.read(before.g, &mut bytes) {
-            Ok(()) => {}
-            Err(super::MemoryError::Unmapped { .. }) => return Ok(Settled::Unsteady),
-            Err(error) => return Err(error.into()),
+        if read.is_empty() {
+            break;
         }
-        match parse(layout, before.g.0, Fields(&bytes)) {
-            None => return Ok(Settled::Dead),
-            Some(now) if now.goid == before.goid && now.gopc == before.gopc => {
-                return Ok(Settled::Alive(now));
-            }
-            Some(now) => before = now,
-        }
+        let mut before = read.iter();
+        let mut unsure = Vec::new();
+        let mut addresses = read.iter().map(|goroutine| goroutine.g.0).collect();
+        for_each_structure(
+            memory,
+            &mut addresses,
+            size,
+            unreadable,
+            |address, fields| {
+                // Both are in the order of their addresses; what could not be read again is not in the second.
+                let before = before.find(|goroutine| goroutine.g.0 == address);
+                match (before, parse(layout, address, fields)) {
+                    (Some(before), Some(now))
+                        if now.goid == before.goid && now.gopc == before.gopc =>
+                    {
+                        goroutines.push(now);
+                    }
+                    (_, Some(now)) => unsure.push(now),
+                    (_, None) => {}
+                }
+            },
+        )?;
+        read = unsure;
     }
-    Ok(Settled::Unsteady)
+    *unreadable += read.len() as u64;
+    Ok(())
 }
 
 /// The addresses of all gs. `allgadd` (src/runtime/proc.go) stores the pointer before the length, so we read
@@ -192,6 +191,7 @@ fn span(offsets: &Offsets) -> usize {
         offsets.g_waitreason + 1,
         offsets.g_gopc + 8,
         offsets.g_startpc + 8,
+        offsets.g_tracking_seq.map_or(0, |offset| offset + 1),
     ];
     ends.into_iter().max().unwrap_or(0) as usize
 }
@@ -226,5 +226,9 @@ fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Gorout
             _ => 0,
         },
         waiting: fields.word(offsets.g_waiting as usize),
+        stops: match offsets.g_tracking_seq {
+            Some(offset) => fields.byte(offset as usize),
+            None => 0,
+        },
     })
 }

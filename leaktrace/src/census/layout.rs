@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::address::{LoadBias, RuntimeAddr};
 use crate::census::TimerKind;
-use crate::resolve::Program;
 use crate::resolve::offsets::Offsets;
+use crate::resolve::{Arch, Program};
 
 /// The runtime's lists at their addresses in the process, and the offsets of the fields in them.
 #[derive(Clone, Debug)]
@@ -20,12 +20,23 @@ pub struct Layout {
     pub wait_reasons: RuntimeAddr,
     /// How many entries `wait_reasons` has.
     pub wait_reason_count: u64,
+    /// `runtime.semtable`, if it is known where that is.
+    pub semaphores: Option<SemaphoreTable>,
     /// Offsets of the fields.
     pub offsets: Offsets,
     /// What the functions that timers run mean.
     pub timer_functions: TimerFunctions,
     /// What every Go program has, whatever its release.
     pub anchors: Anchors,
+}
+
+/// The roots of the trees of goroutines that wait for semaphores.
+#[derive(Clone, Copy, Debug)]
+pub struct SemaphoreTable {
+    /// The first root.
+    pub roots: RuntimeAddr,
+    /// Bytes from one root to the next: a cache line (src/internal/cpu: `CacheLinePadSize`).
+    pub stride: u64,
 }
 
 /// Places in the code that a self-check relies on.
@@ -92,6 +103,13 @@ impl Layout {
             allp: bias.to_runtime(globals.allp),
             wait_reasons: bias.to_runtime(globals.wait_reasons),
             wait_reason_count: globals.wait_reason_count,
+            semaphores: globals.semtable.map(|roots| SemaphoreTable {
+                roots: bias.to_runtime(roots),
+                stride: match program.arch {
+                    Arch::Amd64 => 64,
+                    Arch::Arm64 => 128,
+                },
+            }),
             offsets: program.offsets.clone(),
             timer_functions: TimerFunctions(timer_functions),
             anchors: Anchors {

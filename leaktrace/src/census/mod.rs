@@ -21,15 +21,18 @@ mod core_file;
 mod goroutines;
 mod layout;
 mod memory;
+mod places;
 mod self_check;
+pub mod semaphores;
 pub mod stacks;
 mod timers;
 pub mod waits;
 
 pub use core_file::{CoreError, CoreFile, CoreMemory};
 pub use goroutines::{Goroutine, Status};
-pub use layout::{Anchors, Layout, TimerFunctions};
+pub use layout::{Anchors, Layout, SemaphoreTable, TimerFunctions};
 pub use memory::{LiveMemory, Memory, MemoryError, Piece};
+pub use places::Places;
 pub use self_check::{Distrust, SelfCheck, self_check};
 pub use timers::{Timer, TimerKind};
 

@@ -286,6 +286,7 @@ mod tests {
             allp: RuntimeAddr(0),
             wait_reasons: RuntimeAddr(0),
             wait_reason_count: 0,
+            semaphores: None,
             offsets: release.offsets,
             timer_functions: crate::census::TimerFunctions::default(),
             anchors: crate::census::Anchors::default(),
@@ -302,6 +303,7 @@ mod tests {
                 depth: number,
                 waiting_since_ns: 0,
                 waiting: 0,
+                stops: 0,
             })
             .collect();
         let groups = walk(&Nowhere, &layout, &Table(Arch::Amd64), &goroutines);

@@ -28,34 +28,44 @@ pub struct Channel {
     pub selecting: u64,
 }
 
-/// The channels, and which goroutine waits on which.
-#[derive(Clone, Debug, Default)]
-pub struct Waits {
-    /// Every channel that somebody waits on.
-    pub channels: Vec<Channel>,
-    /// Index into the census' goroutines, index into `channels`: one for each channel of each goroutine.
+/// The things of one sort (channels, semaphores) that goroutines wait on, and which goroutine waits on which.
+#[derive(Clone, Debug)]
+pub struct Waits<T> {
+    /// Each thing that somebody waits on, by address.
+    pub things: Vec<T>,
+    /// Index into the census' goroutines, index into `things`: one for each thing that a goroutine waits on.
     pub edges: Vec<(usize, usize)>,
-    /// Goroutines that wait on channels and were not looked at, because there were too many.
+    /// Goroutines that wait on such things and were not looked at, because there were too many.
     pub left_out: u64,
 }
 
-/// A channel, and how many goroutines of one site wait on it.
+impl<T> Default for Waits<T> {
+    fn default() -> Self {
+        Self {
+            things: Vec::new(),
+            edges: Vec::new(),
+            left_out: 0,
+        }
+    }
+}
+
+/// A channel or semaphore, and how many goroutines of one site wait on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SiteWait {
+pub struct SiteWait<T> {
     /// Return address of the `go` statement that made them.
     pub gopc: RuntimeAddr,
     /// The first instruction that they ran.
     pub startpc: RuntimeAddr,
     /// How many of them.
     pub count: u64,
-    /// The channel.
-    pub channel: Channel,
+    /// What they wait on.
+    pub on: T,
 }
 
-impl Waits {
-    /// Sums up by site: for each channel and site, how many goroutines wait; most first.
+impl<T: Clone> Waits<T> {
+    /// Sums up by site: for each thing and site, how many goroutines wait; most first.
     #[must_use]
-    pub fn by_site(&self, goroutines: &[Goroutine]) -> Vec<SiteWait> {
+    pub fn by_site(&self, goroutines: &[Goroutine]) -> Vec<SiteWait<T>> {
         let mut counts: HashMap<(RuntimeAddr, RuntimeAddr, usize), u64> = HashMap::new();
         for (index, place) in &self.edges {
             if let Some(goroutine) = goroutines.get(*index) {
@@ -63,19 +73,20 @@ impl Waits {
                 *counts.entry(key).or_default() += 1;
             }
         }
-        let mut waits: Vec<SiteWait> = counts
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts
+            .sort_unstable_by_key(|(key, count)| (std::cmp::Reverse(*count), key.2, key.0, key.1));
+        counts
             .into_iter()
             .filter_map(|((gopc, startpc, place), count)| {
                 Some(SiteWait {
                     gopc,
                     startpc,
                     count,
-                    channel: self.channels.get(place)?.clone(),
+                    on: self.things.get(place)?.clone(),
                 })
             })
-            .collect();
-        waits.sort_unstable_by_key(|wait| (std::cmp::Reverse(wait.count), wait.channel.address));
-        waits
+            .collect()
     }
 }
 
@@ -102,12 +113,12 @@ fn role(wait_reason: &str) -> Option<fn(&mut Channel) -> &mut u64> {
 ///
 /// # Errors
 /// When the memory as a whole is out of reach; what cannot be read is left out.
-pub fn walk(
+pub fn channels(
     memory: &dyn Memory,
     layout: &Layout,
     wait_reasons: &[String],
     goroutines: &[Goroutine],
-) -> Result<Waits, MemoryError> {
+) -> Result<Waits<Channel>, MemoryError> {
     let mut waits = Waits::default();
     // sudog -> goroutine; replaced by the next sudogs of the same goroutines, until none is left.
     let mut hooks: HashMap<u64, usize> = HashMap::new();
@@ -180,8 +191,8 @@ pub fn walk(
         hchan_bytes.into_iter().max().unwrap_or(0) as usize,
         &mut unreadable,
         |address, mut fields| {
-            places.insert(address, waits.channels.len());
-            waits.channels.push(Channel {
+            places.insert(address, waits.things.len());
+            waits.things.push(Channel {
                 address: RuntimeAddr(address),
                 capacity: fields.word(offsets.hchan_dataqsiz as usize),
                 length: fields.word(offsets.hchan_qcount as usize),
@@ -196,7 +207,7 @@ pub fn walk(
         };
         let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
         if let (Some(channel), Some(role)) = (
-            waits.channels.get_mut(place),
+            waits.things.get_mut(place),
             reason.and_then(|reason| role(reason)),
         ) {
             *role(channel) += 1;

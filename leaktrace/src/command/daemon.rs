@@ -16,6 +16,7 @@ use super::record::{DRAIN_EVERY, level};
 use crate::cli::Daemon;
 use crate::config::{self, Config};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
+use crate::fleet::Budget;
 use crate::target::Pid;
 use crate::target::selection::{Patterns, Selection};
 use crate::watcher::{Manner, Settings, Watcher};
@@ -160,6 +161,10 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
         },
         manner,
         special,
+        budget: Budget {
+            target: arguments.budget.unwrap_or(config.budget).0,
+            host: arguments.host_budget.unwrap_or(config.host_budget).0,
+        },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
     }
 }

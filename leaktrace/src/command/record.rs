@@ -9,7 +9,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
 use crate::cli::{EventsLevel, Record};
-use crate::fleet::Fleet;
+use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::session::Depth;
 use crate::target::{Pid, TargetId};
@@ -29,7 +29,13 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let mut fleet = Fleet::default();
+    let mut fleet = Fleet::new(
+        level(arguments.events),
+        Budget {
+            target: arguments.budget.0,
+            host: None,
+        },
+    );
     let id = fleet.open(Pid(arguments.pid))?;
     fleet.attach(id, level(arguments.events), Scope::Process)?;
     if let Some(probes) = fleet.session(id)?.probes() {
@@ -58,7 +64,7 @@ pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
     output::write_report(&report, &arguments.output)?;
     Ok(match report.worst() {
         verdict::Level::Leak => ExitCode::from(1),
-        verdict::Level::Suspect | verdict::Level::Ok => ExitCode::SUCCESS,
+        verdict::Level::Suspect | verdict::Level::Ok | verdict::Level::NotYet => ExitCode::SUCCESS,
     })
 }
 

@@ -9,15 +9,16 @@ use anyhow::{Context, ensure};
 
 use super::output;
 use crate::address::LoadBias;
-use crate::census::{self, CoreFile, CoreMemory, Layout, stacks, waits};
+use crate::census::{self, CoreFile, CoreMemory, Layout, Places};
 use crate::cli::Snapshot;
 use crate::export::Report;
-use crate::export::report::{Events, Facts, Places, Target};
+use crate::export::report::{Events, Facts, Target};
 use crate::ledger::{Ledger, Symbolizer};
 use crate::resolve;
 use crate::resolve::elf::Elf;
 use crate::session::{Depth, Session};
 use crate::target::Pid;
+use crate::verdict::{Moment, Standings};
 
 /// Takes the census and writes it.
 ///
@@ -67,20 +68,32 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     let mut ledger = Ledger::default();
     ledger.reconcile(&census, &symbols);
     let goroutines = &census.goroutines;
-    let places = Places {
-        stacks: stacks::walk(&memory, &layout, &symbols, goroutines)?,
-        waits: waits::walk(&memory, &layout, &wait_reasons, goroutines)?.by_site(goroutines),
-    };
+    let places = Places::of(goroutines, &memory, &layout, &wait_reasons, &symbols)?;
+    let mut standings = Standings::default();
+    standings.judge(&Moment {
+        ledger: &ledger,
+        symbols: &symbols,
+        wait_reasons: &wait_reasons,
+        places: Some(&places),
+        started_ns: 0,
+        watched_since_ns: 0,
+        now_ns: 0,
+    });
     let facts = Facts {
         target: Target::new(core.pid, 0.0, exe.to_string_lossy().into_owned(), &program),
         program: &program,
         wait_reasons: &wait_reasons,
+        hidden: None,
         places: &places,
+        standings: &standings,
+        watched_since_ns: 0,
+        blocked: &[],
         events: Events {
             level: "none",
             ..Events::default()
         },
         now_ns: 0,
+        now_unix: 0.0,
     };
     Ok(Report::new(&ledger, &symbols, facts))
 }

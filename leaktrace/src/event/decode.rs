@@ -5,6 +5,7 @@ use std::num::NonZeroU64;
 use leaktrace_common::{
     event::{Kind, RECORD_BYTES},
     limits::SLOTS,
+    stack::StackKey,
 };
 use thiserror::Error;
 
@@ -14,14 +15,14 @@ use crate::address::RuntimeAddr;
 /// Decodes one record: the layouts are `GoroutineRecord` and `TimerRecord` of `leaktrace_common::event`.
 pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
     let (words, rest) = record.as_chunks::<8>();
-    let &[at_ns, object, stack, identity, a, b, c, d] = words else {
+    let &[at_ns, object, origin, identity, a, b, c, d] = words else {
         return Err(DecodeError::Length(record.len()));
     };
     if !rest.is_empty() {
         return Err(DecodeError::Length(record.len()));
     }
-    let [at_ns, object, stack, a, b, c, d] =
-        [at_ns, object, stack, a, b, c, d].map(u64::from_ne_bytes);
+    let [at_ns, object, origin, a, b, c, d] =
+        [at_ns, object, origin, a, b, c, d].map(u64::from_ne_bytes);
     let [p0, p1, p2, p3, k0, k1, s0, s1] = identity;
     let number = u16::from_ne_bytes([k0, k1]);
     let kind = Kind::from_number(number).ok_or(DecodeError::Kind(number))?;
@@ -31,7 +32,9 @@ pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
     }
 
     let object = RuntimeAddr(object);
-    let stack = NonZeroU64::new(stack).map(StackId);
+    let stack = StackKey::from_bits(origin)
+        .and_then(|key| NonZeroU64::new(key.to_bits()))
+        .map(StackId);
     let goroutine = Goroutine {
         goid: Goid(a),
         g: object,
@@ -50,13 +53,11 @@ pub fn decode(record: &[u8]) -> Result<Event, DecodeError> {
             goroutine,
             parent: (d != 0).then_some(Goid(d)),
             stack,
+            timer: (origin != 0 && stack.is_none()).then_some(RuntimeAddr(origin)),
         },
         Kind::Ended => Change::Ended(goroutine),
-        Kind::Parked => Change::Parked {
-            goroutine,
-            wait_reason: u8::try_from(d).map_err(|_| DecodeError::WaitReason(d))?,
-        },
-        Kind::Readied => Change::Readied(goroutine),
+        // Their probes leave no records (leaktrace_common::wait).
+        Kind::Parked | Kind::Readied => return Err(DecodeError::Kind(number)),
         Kind::Armed => Change::Armed { timer, stack },
         Kind::Stopped => Change::Stopped { timer: object },
         Kind::Rearmed => Change::Rearmed(timer),
@@ -77,14 +78,11 @@ pub enum DecodeError {
     #[error("a record of {0} bytes, not {RECORD_BYTES}")]
     Length(usize),
     /// No such kind of event.
-    #[error("unknown kind of event {0}")]
+    #[error("no event of kind {0}")]
     Kind(u16),
     /// No such slot.
     #[error("slot {0} of {SLOTS}")]
     Slot(u16),
-    /// A wait reason is one byte.
-    #[error("wait reason {0:#x} is larger than a byte")]
-    WaitReason(u64),
 }
 
 #[cfg(test)]
@@ -127,13 +125,15 @@ mod tests {
                 goroutine: g,
                 parent,
                 stack,
-            } => goroutine(Kind::Born, g, parent.map_or(0, |Goid(id)| id), stack),
+                timer,
+            } => {
+                let mut bytes = goroutine(Kind::Born, g, parent.map_or(0, |Goid(id)| id), stack);
+                if let Some(timer) = timer {
+                    bytes[16..24].copy_from_slice(&timer.0.to_ne_bytes());
+                }
+                bytes
+            }
             Change::Ended(g) => goroutine(Kind::Ended, g, 0, None),
-            Change::Parked {
-                goroutine: g,
-                wait_reason,
-            } => goroutine(Kind::Parked, g, wait_reason.into(), None),
-            Change::Readied(g) => goroutine(Kind::Readied, g, 0, None),
             Change::Armed { timer: t, stack } => timer(Kind::Armed, t, stack),
             Change::Stopped { timer } => timer_words(TimerRecord {
                 header: header(Kind::Stopped, timer, None),
@@ -174,7 +174,9 @@ mod tests {
 
     fn any_change() -> impl Strategy<Value = Change> {
         let address = || any::<u64>().prop_map(RuntimeAddr);
-        let stack = || any::<u64>().prop_map(|id| NonZeroU64::new(id).map(StackId));
+        let stack = || {
+            any::<Option<u64>>().prop_map(|id| NonZeroU64::new(id? | StackKey::MARK).map(StackId))
+        };
         let goroutine =
             (any::<u64>(), address(), address(), address()).prop_map(|(goid, g, gopc, startpc)| {
                 Goroutine {
@@ -195,21 +197,17 @@ mod tests {
         );
         let parent = any::<u64>().prop_map(|id| (id != 0).then_some(Goid(id)));
         prop_oneof![
-            (goroutine.clone(), parent, stack()).prop_map(|(goroutine, parent, stack)| {
-                Change::Born {
-                    goroutine,
-                    parent,
-                    stack,
+            (goroutine.clone(), parent, stack(), 1..StackKey::MARK).prop_map(
+                |(goroutine, parent, stack, timer)| {
+                    Change::Born {
+                        goroutine,
+                        parent,
+                        stack,
+                        timer: stack.is_none().then_some(RuntimeAddr(timer)),
+                    }
                 }
-            }),
-            goroutine.clone().prop_map(Change::Ended),
-            (goroutine.clone(), any::<u8>()).prop_map(|(goroutine, wait_reason)| {
-                Change::Parked {
-                    goroutine,
-                    wait_reason,
-                }
-            }),
-            goroutine.prop_map(Change::Readied),
+            ),
+            goroutine.prop_map(Change::Ended),
             (timer.clone(), stack()).prop_map(|(timer, stack)| Change::Armed { timer, stack }),
             address().prop_map(|timer| Change::Stopped { timer }),
             timer.clone().prop_map(Change::Rearmed),

@@ -48,18 +48,11 @@ pub enum Change {
         parent: Option<Goid>,
         /// Where the `go` statement was reached from; `None` when a timer's callback ran it.
         stack: Option<StackId>,
+        /// The timer that fired just before on this thread, when no goroutine ran the `go` statement.
+        timer: Option<RuntimeAddr>,
     },
     /// A goroutine ended.
     Ended(Goroutine),
-    /// A goroutine blocked.
-    Parked {
-        /// The goroutine.
-        goroutine: Goroutine,
-        /// Why: an index into the target's own table of wait reasons.
-        wait_reason: u8,
-    },
-    /// A goroutine was made runnable.
-    Readied(Goroutine),
     /// A user timer was armed for the first time.
     Armed {
         /// The timer.

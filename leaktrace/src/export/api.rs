@@ -1,9 +1,11 @@
 //! The shapes of `/api/v1`. Fields are only ever added within one version.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::Report;
-use super::report::SCHEMA;
+use super::report::{Events, Goroutines, SCHEMA, SiteReport, Target, Timers};
 use crate::verdict::Level;
 use crate::watcher::board::{Board, Row};
 
@@ -11,15 +13,51 @@ use crate::watcher::board::{Board, Row};
 #[derive(Serialize)]
 pub struct Targets<'b> {
     schema: &'static str,
-    targets: &'b [Row],
+    targets: Vec<Listed<'b>>,
+}
+
+/// One process and, if it is traced, how it is.
+#[derive(Serialize)]
+struct Listed<'b> {
+    #[serde(flatten)]
+    row: &'b Row,
+    #[serde(flatten)]
+    summary: Option<Summary<'b>>,
+}
+
+/// What the last report of a target comes to.
+#[derive(Serialize)]
+struct Summary<'b> {
+    go_version: &'b str,
+    goroutines: u64,
+    timers: u64,
+    leaks: usize,
+    suspects: usize,
 }
 
 /// Every process of the machine: whether it is traced, and if not, why.
 #[must_use]
 pub fn targets(board: &Board) -> Targets<'_> {
+    let rows = board.rows.iter();
     Targets {
         schema: SCHEMA,
-        targets: &board.rows,
+        targets: rows
+            .map(|row| Listed {
+                row,
+                summary: row.report.as_deref().map(summary),
+            })
+            .collect(),
+    }
+}
+
+fn summary(report: &Report) -> Summary<'_> {
+    let judged = |level| (report.sites.iter()).filter(move |site| site.verdict == level);
+    Summary {
+        go_version: &report.target.go_version,
+        goroutines: report.goroutines.total,
+        timers: report.timers.total,
+        leaks: judged(Level::Leak).count(),
+        suspects: judged(Level::Suspect).count(),
     }
 }
 
@@ -30,7 +68,26 @@ pub struct OneTarget<'b> {
     #[serde(flatten)]
     row: &'b Row,
     /// `null` when it is not traced.
-    report: Option<&'b Report>,
+    report: Option<WithHistory<'b>>,
+}
+
+/// A report as `record` gives it, and what was alive of each site over time.
+#[derive(Serialize)]
+struct WithHistory<'b> {
+    schema: &'static str,
+    target: &'b Target,
+    goroutines: &'b Goroutines,
+    timers: &'b Timers,
+    sites: Vec<SiteWithHistory<'b>>,
+    events: &'b Events,
+}
+
+#[derive(Serialize)]
+struct SiteWithHistory<'b> {
+    #[serde(flatten)]
+    site: &'b SiteReport,
+    /// Seconds since the epoch, count; oldest first.
+    history: &'b [(f64, u64)],
 }
 
 /// One process with what is known of it.
@@ -39,7 +96,19 @@ pub fn target<'b>(row: &'b Row, report: Option<&'b Report>) -> OneTarget<'b> {
     OneTarget {
         schema: SCHEMA,
         row,
-        report,
+        report: report.map(|report| WithHistory {
+            schema: report.schema,
+            target: &report.target,
+            goroutines: &report.goroutines,
+            timers: &report.timers,
+            sites: (report.sites.iter())
+                .map(|site| SiteWithHistory {
+                    site,
+                    history: &site.history,
+                })
+                .collect(),
+            events: &report.events,
+        }),
     }
 }
 
@@ -64,6 +133,11 @@ struct Leak<'b> {
     count: u64,
     oldest_seconds: f64,
     growth_per_minute: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timer_kind: Option<&'static str>,
+    states: &'b BTreeMap<String, u64>,
+    /// Seconds since the epoch, count; oldest first.
+    history: &'b [(f64, u64)],
 }
 
 /// Every call site that leaks, or may: the worst first, then those that grow fastest.
@@ -72,7 +146,7 @@ pub fn leaks(board: &Board) -> Leaks<'_> {
     let mut leaks = Vec::new();
     for row in &board.rows {
         let sites = row.report.iter().flat_map(|report| &report.sites);
-        let guilty = sites.filter(|site| site.verdict != Level::Ok);
+        let guilty = sites.filter(|site| site.verdict > Level::Ok);
         leaks.extend(guilty.map(|site| Leak {
             id: &row.id,
             pid: row.pid,
@@ -85,6 +159,9 @@ pub fn leaks(board: &Board) -> Leaks<'_> {
             count: site.count,
             oldest_seconds: site.oldest_seconds,
             growth_per_minute: site.growth_per_minute,
+            timer_kind: site.timer_kind,
+            states: &site.states,
+            history: &site.history,
         }));
     }
     leaks.sort_by(|one, other| {

@@ -1,7 +1,9 @@
 //! What is known of all targets as Prometheus metrics. Names and labels are the contract of dashboards and alerts: doc/prometheus.md.
 
 use prometheus::core::Collector;
-use prometheus::{Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    CounterVec, Encoder, GaugeVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 use std::collections::BTreeSet;
 
@@ -168,7 +170,7 @@ fn register_targets(
     register(registry, drift)?;
     let level = gauge(
         "leaktrace_events_level",
-        "How much the probes hear: 0 none, 2 lifecycle, 3 full.",
+        "How much the probes hear: 0 none, 1 sampled, 2 lifecycle, 3 full.",
         &["target"],
     )?;
     for (target, report) in watched {
@@ -177,6 +179,7 @@ fn register_targets(
             .set(match report.events.level {
                 "full" => 3,
                 "lifecycle" => 2,
+                "sampled" => 1,
                 _ => 0,
             });
     }
@@ -192,6 +195,7 @@ fn register_targets(
         }
     }
     register(registry, hits)?;
+    register_cost(registry, watched)?;
     let lost = counter(
         "leaktrace_events_lost_total",
         "Events that were lost, by cause. Counts of live things are right again after the next census.",
@@ -221,6 +225,70 @@ fn sites<'b>(watched: &[Watched<'b>], timers: bool) -> Vec<(&'b str, &'b str, &'
         all.extend(labelled.map(|(label, site)| (*target, label, site)));
     }
     all
+}
+
+fn register_cost(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), prometheus::Error> {
+    let cost = CounterVec::new(
+        Opts::new(
+            "leaktrace_probe_cost_seconds_total",
+            "Time that each probe took from the target's threads: hits, times what one costs on this machine.",
+        ),
+        &["target", "probe"],
+    )?;
+    let overhead = float_gauge(
+        "leaktrace_overhead_ratio",
+        "What the target loses to the probes over the last half minute, as a part of one core.",
+        &["target"],
+    )?;
+    let budget = float_gauge(
+        "leaktrace_budget_ratio",
+        "What the target may lose, as a part of one core; no series without a budget.",
+        &["target"],
+    )?;
+    let price = float_gauge(
+        "leaktrace_probe_cost_seconds",
+        "What one hit of a probe costs on this machine, as measured on leaktrace itself.",
+        &["work"],
+    )?;
+    let changes = counter(
+        "leaktrace_events_level_changes_total",
+        "How often the level changed to keep the budget.",
+        &["target", "direction"],
+    )?;
+    for (target, report) in watched {
+        let events = &report.events;
+        for (probe, seconds) in &events.cost_seconds {
+            cost.with_label_values(&[*target, *probe]).inc_by(*seconds);
+        }
+        overhead
+            .with_label_values(&[target])
+            .set(events.overhead_now);
+        if let Some(share) = events.budget {
+            budget.with_label_values(&[target]).set(share);
+        }
+        if let Some(hit) = events.hit_cost {
+            let with_stack = hit.emulated_ns + hit.stack_ns;
+            price
+                .with_label_values(&["record"])
+                .set(hit.emulated_ns / 1e9);
+            price
+                .with_label_values(&["record with stack"])
+                .set(with_stack / 1e9);
+        }
+        for (direction, count) in [
+            ("poorer", events.changes.falls),
+            ("richer", events.changes.returns),
+        ] {
+            changes
+                .with_label_values(&[*target, direction])
+                .inc_by(count);
+        }
+    }
+    register(registry, cost)?;
+    register(registry, overhead)?;
+    register(registry, budget)?;
+    register(registry, price)?;
+    register(registry, changes)
 }
 
 fn register_goroutines(

@@ -4,9 +4,11 @@ pub mod api;
 pub mod folded;
 pub mod label;
 pub mod metrics;
+pub mod page;
 pub mod pprof;
 pub mod report;
 pub mod server;
 pub mod text;
+pub mod times;
 
 pub use report::Report;

@@ -6,16 +6,20 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Serialize;
 
 use super::label;
+use super::times::{self, Blocked, Lengths, LongWait, OldTimer};
 use crate::address::RuntimeAddr;
+use crate::budget::{Calibration, Estimates, Moment, Totals};
+use crate::census::semaphores::Semaphore;
 use crate::census::stacks::StackGroup;
-use crate::census::waits::SiteWait;
-use crate::census::{Status, TimerKind};
+use crate::census::waits::{Channel, SiteWait};
+use crate::census::{Places, Status, TimerKind};
 use crate::event::StackId;
-use crate::ledger::{CallSite, Ledger, Site, SiteId, SiteKind, State, Symbols};
+use crate::ledger::{CallSite, Ledger, Sample, Site, SiteId, SiteKind, State, Symbols};
+use crate::probe::BlockedTime;
 use crate::resolve::Program;
 use crate::resolve::pclntab::Frame;
 use crate::target::whereabouts::Whereabouts;
-use crate::verdict::{self, Evidence, Level};
+use crate::verdict::{Level, Shape, Standings, Wait, remedy};
 
 /// Version of the JSON shape. Fields are only ever added within one version.
 pub const SCHEMA: &str = "leaktrace/v1";
@@ -117,6 +121,9 @@ pub struct Goroutines {
     pub drift: u64,
     /// Why they disagreed: "" when they did not, "events lost", or "unexplained", which is a defect of leaktrace.
     pub drift_cause: &'static str,
+    /// Those that have been blocked for longest, as far as that is known; at most [`times::MOST_LISTED`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub longest_blocked: Vec<LongWait>,
 }
 
 /// Totals over all pending timers.
@@ -129,6 +136,20 @@ pub struct Timers {
     /// Whether the counts are missing: this binary does not tell where its heaps are.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unknown: bool,
+    /// Those that have been armed for longest; at most [`times::MOST_LISTED`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub oldest: Vec<OldTimer>,
+    /// How many were forgotten because the program had too many: if it resets one, its line is not known.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub forgotten: u64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde hands fields over by reference"
+)]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One call site.
@@ -158,7 +179,16 @@ pub struct SiteReport {
     pub created_total: u64,
     /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
     pub ended_total: u64,
-    /// Timers stopped while tracing.
+    /// Whether the totals are in part estimates: only samples were heard for a while, to keep the budget.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub estimated: bool,
+    /// The timer that started its goroutines is of this kind, and the line is the one that armed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub started_by_timer: Option<&'static str>,
+    /// Timers armed again while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rearmed_total: Option<u64>,
+    /// Pending timers stopped while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_total: Option<u64>,
     /// Timers fired while tracing.
@@ -166,6 +196,10 @@ pub struct SiteReport {
     pub fired_total: Option<u64>,
     /// How fast `count` grows.
     pub growth_per_minute: f64,
+    /// How many were alive over time, oldest first: seconds since the epoch, count. Only of the first [`MOST_HISTORIES`]
+    /// sites, and not in the JSON of `record`: `/api/v1` adds it.
+    #[serde(skip)]
+    pub history: Vec<(f64, u64)>,
     /// Bytes of stack that its goroutines hold.
     pub stack_bytes: u64,
     /// Kind of the timers.
@@ -174,6 +208,16 @@ pub struct SiteReport {
     /// Their period: only for tickers that all have the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_seconds: Option<f64>,
+    /// How long before they are due its timers are armed, the shortest and the longest; of those armed while tracing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub armed_for_seconds: Option<(f64, f64)>,
+    /// How long those lived whose birth and end were both heard: goroutines until they ended, timers until they fired,
+    /// were stopped or armed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetimes: Option<Lengths>,
+    /// How long its goroutines were blocked, by wait reason (level full).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocked_time: Vec<Blocked>,
     /// Whether the line is where it was made; false for a timer armed before tracing, known by what it will call.
     pub attributed: bool,
     /// ok, suspect or leak.
@@ -182,6 +226,14 @@ pub struct SiteReport {
     pub rule: &'static str,
     /// The evidence as a sentence; "" when ok.
     pub evidence: String,
+    /// Whether enough was seen to judge.
+    pub judged: bool,
+    /// How long after the first count it was judged so, in seconds; only of suspects and leaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict_after_seconds: Option<f64>,
+    /// How leaks of this shape are usually mended, where what is seen proves the shape; only of suspects and leaks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<&'static str>,
     /// A stack that made one of them, innermost first.
     pub creation_stack: Vec<CallSite>,
     /// Where its goroutines are, most first.
@@ -190,6 +242,11 @@ pub struct SiteReport {
     pub waits_on: Vec<WaitsOn>,
     /// On how many channels its goroutines wait in all.
     pub channels: u64,
+    /// The semaphores (of mutexes, wait groups) that its goroutines wait for, most waited for first; at most
+    /// [`MOST_CHANNELS`].
+    pub waits_for: Vec<WaitsFor>,
+    /// For how many semaphores its goroutines wait in all.
+    pub semaphores: u64,
 }
 
 /// Goroutines of one site that are at one place.
@@ -224,6 +281,17 @@ pub struct WaitsOn {
     pub senders: u64,
     /// Goroutines of all sites that wait for it among others.
     pub selecting: u64,
+}
+
+/// A semaphore that goroutines of one site wait for.
+#[derive(Clone, Debug, Serialize)]
+pub struct WaitsFor {
+    /// Its address, in hexadecimal: that of the field `sema` of a `sync.Mutex`, for one.
+    pub semaphore: String,
+    /// How many goroutines of this site.
+    pub count: u64,
+    /// Goroutines of all sites that wait for it.
+    pub waiters: u64,
 }
 
 /// Frames of all stacks of a report. A binary whose tables lie can make thousands of one address.
@@ -266,23 +334,31 @@ impl Symbols for Sparing<'_> {
     }
 }
 
-/// Channels listed for each site.
-pub const MOST_CHANNELS: usize = 5;
+/// Sites, from the worst on, whose history is in a report.
+pub const MOST_HISTORIES: usize = 200;
 
-/// What a census saw of places: empty when it only counted.
-#[derive(Clone, Debug, Default)]
-pub struct Places {
-    /// Where goroutines are.
-    pub stacks: Vec<StackGroup>,
-    /// What they wait on.
-    pub waits: Vec<SiteWait>,
-}
+/// Channels, and semaphores, listed for each site.
+pub const MOST_CHANNELS: usize = 5;
 
 /// How it was watched, and what was lost.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Events {
-    /// `none`, `lifecycle` or `full`.
+    /// `none`, `sampled`, `lifecycle` or `full`: how much is heard now.
     pub level: &'static str,
+    /// What the program may lose, as a part of one core; null: anything.
+    pub budget: Option<f64>,
+    /// What it lost over the whole watch, as a part of one core: hits, times what one costs on this machine.
+    pub overhead_measured: f64,
+    /// The same over the last half minute.
+    pub overhead_now: f64,
+    /// What it lost, in seconds of a core, by kind of event.
+    pub cost_seconds: BTreeMap<&'static str, f64>,
+    /// What one hit costs on this machine; null without probes.
+    pub hit_cost: Option<Calibration>,
+    /// How often the level changed to keep the budget, and why.
+    pub changes: LevelChanges,
+    /// For so long nothing was heard and nothing is estimated, in seconds.
+    pub unheard_seconds: f64,
     /// Events lost, all causes.
     pub lost: u64,
     /// The same by cause; only causes that occurred.
@@ -295,6 +371,32 @@ pub struct Events {
     pub seconds: f64,
 }
 
+/// How often the level changed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LevelChanges {
+    /// To a poorer level.
+    pub falls: u64,
+    /// To a richer level.
+    pub returns: u64,
+    /// Samples taken.
+    pub samples: u64,
+    /// The latest changes, the last one last.
+    pub latest: Vec<LevelChange>,
+}
+
+/// One change of level.
+#[derive(Clone, Debug, Serialize)]
+pub struct LevelChange {
+    /// When, in seconds since the watch began.
+    pub seconds: f64,
+    /// The level before.
+    pub from: &'static str,
+    /// The level after.
+    pub to: &'static str,
+    /// Why, as a sentence.
+    pub reason: String,
+}
+
 /// What a report is made of besides the ledger.
 pub struct Facts<'f> {
     /// Which process.
@@ -305,10 +407,20 @@ pub struct Facts<'f> {
     pub wait_reasons: &'f [String],
     /// Where its goroutines are.
     pub places: &'f Places,
+    /// What was judged of each call site.
+    pub standings: &'f Standings,
+    /// When the first census ended: CLOCK_MONOTONIC, nanoseconds.
+    pub watched_since_ns: u64,
+    /// How long its goroutines were blocked: empty below level full.
+    pub blocked: &'f [BlockedTime],
     /// How it was watched.
     pub events: Events,
+    /// What was not heard between samples, as of that moment; `None` without probes.
+    pub hidden: Option<(&'f Estimates, Moment)>,
     /// When the last census ended: CLOCK_MONOTONIC, nanoseconds.
     pub now_ns: u64,
+    /// The same in seconds since the epoch.
+    pub now_unix: f64,
 }
 
 impl Report {
@@ -334,17 +446,31 @@ impl Report {
         }
 
         for group in &facts.places.stacks {
-            if let Some(id) = ledger.sites.known_goroutine(group.gopc, group.startpc) {
+            // Goroutines that timers started share all but their number with those of other lines.
+            let known = || ledger.sites.known_goroutine(group.gopc, group.startpc);
+            if let Some(id) = ledger.site_of(group.goids.0).or_else(known) {
                 tallies.entry(id).or_default().stacks.push(group);
             }
         }
-        for wait in &facts.places.waits {
+        for wait in facts.blocked {
             if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
-                tallies.entry(id).or_default().waits.push(wait);
+                tallies.entry(id).or_default().blocked.push(wait);
+            }
+        }
+        for wait in &facts.places.channels {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().channels.push(wait);
+            }
+        }
+        for wait in &facts.places.semaphores {
+            if let Some(id) = ledger.sites.known_goroutine(wait.gopc, wait.startpc) {
+                tallies.entry(id).or_default().semaphores.push(wait);
             }
         }
 
+        let build = &facts.program.build;
         let mut goroutines = Goroutines {
+            longest_blocked: times::longest_waits(ledger, facts.wait_reasons, build, facts.now_ns),
             drift: ledger.drift.total(),
             drift_cause: match (ledger.drift.total(), facts.events.lost) {
                 (0, _) => "",
@@ -355,10 +481,12 @@ impl Report {
         };
         let mut timers = Timers {
             unknown: ledger.timers_unknown,
+            oldest: times::oldest_timers(ledger, build, facts.now_ns),
+            forgotten: ledger.forgotten_timers(),
             ..Timers::default()
         };
         let mut sites = Vec::new();
-        for (id, site) in ledger.sites.enumerate() {
+        for (index, (id, site)) in ledger.sites.enumerate().enumerate() {
             let tally = tallies.remove(&id).unwrap_or_default();
             match site.kind {
                 SiteKind::SystemGoroutine => {
@@ -379,8 +507,10 @@ impl Report {
                     }
                 }
             }
-            if site.live > 0 || site.created > 0 || site.ended > 0 {
-                sites.push(site_report(site, tally, symbols, &facts));
+            if site.live > 0 || site.created > 0 || site.ended > 0 || !tally.blocked.is_empty() {
+                let hidden = (facts.hidden)
+                    .map_or_else(Totals::default, |(hidden, now)| hidden.hidden(index, now));
+                sites.push(site_report(id, site, hidden, tally, symbols, &facts));
             }
         }
         sites.sort_by(|a, b| {
@@ -389,6 +519,9 @@ impl Report {
                 .unwrap_or(std::cmp::Ordering::Equal)
                 .then_with(|| a.site.cmp(&b.site))
         });
+        for site in sites.iter_mut().skip(MOST_HISTORIES) {
+            site.history = Vec::new();
+        }
         Self {
             schema: SCHEMA,
             target: facts.target,
@@ -414,7 +547,9 @@ impl Report {
 #[derive(Default)]
 struct Tally<'p> {
     stacks: Vec<&'p StackGroup>,
-    waits: Vec<&'p SiteWait>,
+    channels: Vec<&'p SiteWait<Channel>>,
+    semaphores: Vec<&'p SiteWait<Semaphore>>,
+    blocked: Vec<&'p BlockedTime>,
     states: BTreeMap<State, u64>,
     stack_bytes: u64,
     oldest: Option<(u64, bool)>,
@@ -436,31 +571,40 @@ impl Tally<'_> {
     }
 }
 
-fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'_>) -> SiteReport {
+fn site_report(
+    id: SiteId,
+    site: &Site,
+    hidden: Totals,
+    mut tally: Tally,
+    symbols: &dyn Symbols,
+    facts: &Facts<'_>,
+) -> SiteReport {
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
-    for (state, count) in tally.states {
+    for (state, count) in std::mem::take(&mut tally.states) {
         *states
             .entry(state_name(state, facts.wait_reasons))
             .or_default() += count;
     }
-    let by_state: Vec<(String, u64)> = states
-        .iter()
-        .map(|(state, count)| (state.clone(), *count))
-        .collect();
-    let (kind, things, timer_kind) = match site.kind {
-        SiteKind::Timer(kind) => ("timer", "timers", Some(kind.name())),
-        SiteKind::Goroutine | SiteKind::SystemGoroutine => ("goroutine", "goroutines", None),
+    let (kind, timer_kind) = match site.kind {
+        SiteKind::Timer(kind) => ("timer", Some(kind.name())),
+        SiteKind::Goroutine | SiteKind::SystemGoroutine => ("goroutine", None),
     };
     let growth_per_minute = site.history.growth_per_minute();
-    let verdict = verdict::judge(&Evidence {
-        things,
-        count: site.live,
-        states: &by_state,
-        samples: site.history.samples(),
-        growth_per_minute,
-    });
+    let standing = facts.standings.of(id);
+    let level = standing.map_or(Level::NotYet, |standing| standing.level);
+    let found = standing.filter(|_| level > Level::Ok);
+    let blocked_stacks = blocked_stacks(&tally.stacks, symbols, facts.wait_reasons);
+    let creation_stack = site
+        .creation_stack
+        .map(|stack| creation_stack(&symbols.stack(stack), symbols));
     let (since_ns, exact) = tally.oldest.unwrap_or((facts.now_ns, true));
     let is_timer = timer_kind.is_some();
+    let [created, ended, stopped, fired] = [
+        site.created.saturating_add(hidden[0]),
+        site.ended.saturating_add(hidden[1]),
+        site.stopped.saturating_add(hidden[2]),
+        site.fired.saturating_add(hidden[3]),
+    ];
     let is_ticker = timer_kind == Some("ticker");
     SiteReport {
         kind,
@@ -473,17 +617,21 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
         start_function: site.start_function.clone(),
         oldest_seconds: seconds(facts.now_ns.saturating_sub(since_ns)),
         oldest_is_lower_bound: !exact,
-        created_total: site.created,
+        created_total: created,
         ended_total: if !is_timer {
-            site.ended
+            ended
         } else if is_ticker {
             // A ticker goes on after it fired.
-            site.stopped
+            stopped
         } else {
-            site.stopped + site.fired
+            stopped.saturating_add(fired)
         },
-        stopped_total: is_timer.then_some(site.stopped),
-        fired_total: is_timer.then_some(site.fired),
+        estimated: hidden != Totals::default(),
+        started_by_timer: site.started_by.map(TimerKind::name),
+        rearmed_total: is_timer.then_some(site.rearmed.saturating_add(hidden[4])),
+        stopped_total: is_timer.then_some(stopped),
+        fired_total: is_timer.then_some(fired),
+        history: history(site.history.samples(), facts),
         growth_per_minute: (growth_per_minute * 10.0).round() / 10.0,
         stack_bytes: tally.stack_bytes,
         timer_kind,
@@ -492,23 +640,83 @@ fn site_report(site: &Site, tally: Tally, symbols: &dyn Symbols, facts: &Facts<'
             .flatten()
             .filter(|period| *period > 0)
             .map(|period| seconds(period.unsigned_abs())),
+        armed_for_seconds: (site.armed_for_ns)
+            .map(|(shortest, longest)| (seconds(shortest), seconds(longest))),
+        lifetimes: Lengths::of(&site.lifetimes),
+        blocked_time: times::blocked(&tally.blocked, facts.wait_reasons),
         attributed: site.attributed,
-        verdict: verdict.level,
-        rule: verdict.rule,
-        evidence: verdict.sentence,
-        creation_stack: site
-            .creation_stack
-            .map(|stack| creation_stack(&symbols.stack(stack), symbols))
-            .unwrap_or_default(),
-        blocked_stacks: blocked_stacks(&tally.stacks, symbols, facts.wait_reasons),
-        channels: tally.waits.len() as u64,
+        verdict: level.max(Level::Ok),
+        rule: found.map_or("", |found| found.rule),
+        evidence: found.map_or_else(String::new, |found| found.sentence.clone()),
+        judged: level > Level::NotYet,
+        verdict_after_seconds: found
+            .map(|found| seconds(found.since_ns.saturating_sub(facts.watched_since_ns))),
+        remedy: found.and_then(|_| how_to_mend(site, &tally, &blocked_stacks, symbols)),
+        creation_stack: creation_stack.unwrap_or_default(),
+        blocked_stacks,
+        channels: tally.channels.len() as u64,
         waits_on: tally
-            .waits
+            .channels
             .iter()
             .take(MOST_CHANNELS)
             .map(|wait| waits_on(wait))
             .collect(),
+        semaphores: tally.semaphores.len() as u64,
+        waits_for: tally
+            .semaphores
+            .iter()
+            .take(MOST_CHANNELS)
+            .map(|wait| WaitsFor {
+                semaphore: wait.on.address.to_string(),
+                count: wait.count,
+                waiters: wait.on.waiters,
+            })
+            .collect(),
     }
+}
+
+/// Readings with the time of day.
+fn history(samples: &[Sample], facts: &Facts<'_>) -> Vec<(f64, u64)> {
+    let unix = |sample: &Sample| {
+        let ago = seconds(facts.now_ns.saturating_sub(sample.at_ns));
+        ((facts.now_unix - ago) * 10.0).round() / 10.0
+    };
+    samples
+        .iter()
+        .map(|sample| (unix(sample), sample.count))
+        .collect()
+}
+
+/// How leaks of the shape that is seen are usually mended.
+fn how_to_mend(
+    site: &Site,
+    tally: &Tally<'_>,
+    blocked: &[BlockedStack],
+    symbols: &dyn Symbols,
+) -> Option<&'static str> {
+    let most = blocked.first();
+    let blocked_in: Vec<String> = (most.into_iter())
+        .flat_map(|stack| stack.frames.iter().map(|frame| frame.function.clone()))
+        .collect();
+    let made_by: Vec<String> = (site.creation_stack.into_iter())
+        .flat_map(|stack| symbols.stack(stack))
+        .flat_map(|pc| symbols.frames_of_return(pc))
+        .map(|frame| frame.function)
+        .chain([site.at.function.clone()])
+        .collect();
+    let mut capacities = tally.channels.iter().map(|wait| wait.on.capacity);
+    let first = capacities.next();
+    remedy(&Shape {
+        wait: most.map(|stack| Wait::of_reason(&stack.state).seen_on(&blocked_in)),
+        timer: match site.kind {
+            SiteKind::Timer(kind) => Some(kind),
+            SiteKind::Goroutine | SiteKind::SystemGoroutine => None,
+        },
+        blocked_in: &blocked_in,
+        made_by: &made_by,
+        channels: tally.channels.len() as u64,
+        capacity: first.filter(|first| capacities.all(|other| other == *first)),
+    })
 }
 
 /// One entry for each distinct stack and state, most first: groups of one stack may differ in what they left on it.
@@ -564,8 +772,8 @@ fn frames_of(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite> {
         .collect()
 }
 
-fn waits_on(wait: &SiteWait) -> WaitsOn {
-    let channel = &wait.channel;
+fn waits_on(wait: &SiteWait<Channel>) -> WaitsOn {
+    let channel = &wait.on;
     WaitsOn {
         channel: channel.address.to_string(),
         count: wait.count,
@@ -592,7 +800,7 @@ fn creation_stack(stack: &[RuntimeAddr], symbols: &dyn Symbols) -> Vec<CallSite>
         .collect()
 }
 
-fn state_name(state: State, wait_reasons: &[String]) -> String {
+pub(super) fn state_name(state: State, wait_reasons: &[String]) -> String {
     match state {
         State::New => "new".to_owned(),
         State::Runnable => "runnable".to_owned(),
@@ -611,7 +819,7 @@ fn state_name(state: State, wait_reasons: &[String]) -> String {
     clippy::cast_precision_loss,
     reason = "an age in nanoseconds loses less than a microsecond in a year"
 )]
-fn seconds(ns: u64) -> f64 {
+pub(super) fn seconds(ns: u64) -> f64 {
     (ns as f64 / 1e9 * 1000.0).round() / 1000.0
 }
 

@@ -10,7 +10,10 @@ use std::time::Duration;
 use anyhow::Context;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::{Report, api, metrics, pprof};
+use super::{Report, api, metrics, page, pprof};
 use crate::target::Pid;
 use crate::watcher::board::{Board, Row};
 
@@ -130,13 +133,13 @@ async fn respond(request: &Request<Incoming>, source: &Source) -> Response<Full<
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served\n");
         response
             .headers_mut()
-            .insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
     let board = Arc::clone(&source.board.borrow());
     let path = request.uri().path();
     match path {
-        "/" => text(StatusCode::OK, PAGES),
+        "/" => the_page(),
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" if board.ready() => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the target has exited\n"),
@@ -158,17 +161,22 @@ async fn respond(request: &Request<Incoming>, source: &Source) -> Response<Full<
     }
 }
 
-const PAGES: &str = "leaktrace
-
-/metrics                          Prometheus metrics
-/healthz                          is the daemon alive
-/readyz                           are the targets being watched
-/api/v1/targets                   every process: traced, or why not
-/api/v1/targets/{id}              one process, by id, pid or target label, with all its call sites
-/api/v1/leaks                     what leaks, and what may
-/debug/pprof/goroutine?target=    goroutines by where they are stuck, for go tool pprof
-/debug/pprof/timer?target=        timers by where they were armed
-";
+/// The page, which may not be put in a frame, nor run anything but itself.
+fn the_page() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(page::HTML.as_bytes())));
+    for (name, value) in [
+        (CONTENT_TYPE, "text/html; charset=utf-8"),
+        (CONTENT_SECURITY_POLICY, page::POLICY),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        // A newer leaktrace has a newer page.
+        (CACHE_CONTROL, "no-cache"),
+    ] {
+        let value = HeaderValue::from_static(value);
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
 
 async fn one_target(key: &str, source: &Source, board: &Board) -> Response<Full<Bytes>> {
     let Some(key) = percent_decoded(key) else {
@@ -275,9 +283,8 @@ fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
 fn answer(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        hyper::header::HeaderValue::from_static(content_type),
-    );
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

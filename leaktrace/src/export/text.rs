@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 
 use super::Report;
 use super::report::{SiteReport, WaitsOn};
+use super::times::Blocked;
 use crate::ledger::CallSite;
 use crate::verdict::Level;
 
@@ -75,7 +76,22 @@ fn write(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
         }
     }
     writeln!(out)?;
-    write_table(out, report, rows)
+    write_table(out, report, rows)?;
+    write_blocked(out, report, rows)
+}
+
+/// One call site with all that is known of it.
+#[must_use]
+pub fn site(site: &SiteReport) -> String {
+    let mut out = String::new();
+    let heading = match site.verdict {
+        Level::Leak => "LEAK",
+        Level::Suspect => "SUSPECT",
+        Level::Ok => "FINE",
+        Level::NotYet => "NOT YET JUDGED",
+    };
+    let _ = write_finding(&mut out, heading, site);
+    out
 }
 
 fn write_events(out: &mut String, report: &Report) -> fmt::Result {
@@ -112,11 +128,23 @@ fn write_events(out: &mut String, report: &Report) -> fmt::Result {
 }
 
 fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Result {
-    writeln!(out, "{heading} ({}): {}", site.rule, site.evidence)?;
+    match site.rule {
+        "" => writeln!(out, "{heading}: {} are alive", site.count)?,
+        rule => writeln!(out, "{heading} ({rule}): {}", site.evidence)?,
+    }
     match (&site.timer_kind, site.period_seconds) {
         (Some(kind), Some(period)) => write!(out, "  {kind} of {period} s armed at ")?,
-        (Some(kind), None) => write!(out, "  {kind} armed at ")?,
-        (None, _) => write!(out, "  started at ")?,
+        (Some(kind), None) => match site.armed_for_seconds {
+            // Computed from a clock that was read a moment before.
+            Some((shortest, longest)) if longest - shortest < 0.01 * longest => {
+                write!(out, "  {kind} of {} armed at ", length(longest))?;
+            }
+            _ => write!(out, "  {kind} armed at ")?,
+        },
+        (None, _) => match site.started_by_timer {
+            Some(kind) => write!(out, "  started by the {kind} timer armed at ")?,
+            None => write!(out, "  started at ")?,
+        },
     }
     writeln!(out, "{}", at(site))?;
     if !site.start_function.is_empty() && site.start_function != site.function {
@@ -149,10 +177,27 @@ fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Res
             site.channels - STACKS as u64
         )?;
     }
+    for wait in site.waits_for.iter().take(STACKS) {
+        writeln!(
+            out,
+            "  {} for semaphore {}: {} wait for it in all",
+            wait.count, wait.semaphore, wait.waiters
+        )?;
+    }
+    if site.semaphores > STACKS as u64 {
+        writeln!(
+            out,
+            "  and for {} more semaphores",
+            site.semaphores - STACKS as u64
+        )?;
+    }
+    if let Some(remedy) = site.remedy {
+        writeln!(out, "  usually: {remedy}")?;
+    }
     Ok(())
 }
 
-/// Stacks, and channels, shown of each finding.
+/// Stacks, channels and semaphores shown of each finding.
 const STACKS: usize = 3;
 
 fn write_stack(out: &mut String, frames: &[CallSite]) -> fmt::Result {
@@ -240,6 +285,65 @@ fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
         writeln!(out, "and {} more call sites with {count} alive", rest.len())?;
     }
     Ok(())
+}
+
+/// How long goroutines were blocked, at level full: the sites that lost most time first.
+fn write_blocked(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
+    let mut waits: Vec<(&Blocked, &SiteReport)> = (report.sites.iter())
+        .flat_map(|site| site.blocked_time.iter().map(move |blocked| (blocked, site)))
+        .filter(|(blocked, _)| blocked.lengths.count > 0)
+        .collect();
+    if waits.is_empty() {
+        return Ok(());
+    }
+    waits.sort_by(|(a, _), (b, _)| b.lengths.total_seconds.total_cmp(&a.lengths.total_seconds));
+    writeln!(out)?;
+    let header = [
+        "WAITS",
+        "BLOCKED",
+        "MEAN",
+        "HALF <",
+        "90% <",
+        "STATE",
+        "CALL SITE",
+    ];
+    let mut table = vec![header.map(str::to_owned).to_vec()];
+    for (blocked, site) in waits.iter().take(rows) {
+        let lengths = &blocked.lengths;
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "counts of one run fit a double's 53 bits"
+        )]
+        let mean = lengths.total_seconds / lengths.count as f64;
+        let [half, most] = lengths.half_and_most_below();
+        table.push(vec![
+            lengths.count.to_string(),
+            length(lengths.total_seconds),
+            length(mean),
+            half.map_or_else(|| "–".to_owned(), length),
+            most.map_or_else(|| "–".to_owned(), length),
+            blocked.state.clone(),
+            site.site.clone(),
+        ]);
+    }
+    write_aligned(out, &table)
+}
+
+/// A length of time with two or three digits that count.
+fn length(seconds: f64) -> String {
+    let (number, unit) = match seconds {
+        seconds if seconds >= 7200.0 => (seconds / 3600.0, "h"),
+        seconds if seconds >= 600.0 => (seconds / 60.0, "m"),
+        seconds if seconds >= 1.0 => (seconds, "s"),
+        seconds if seconds >= 1e-3 => (seconds * 1e3, "ms"),
+        seconds => (seconds * 1e6, "µs"),
+    };
+    let text = if number >= 100.0 {
+        format!("{number:.0}")
+    } else {
+        format!("{number:.1}")
+    };
+    format!("{}{unit}", text.trim_end_matches(".0"))
 }
 
 /// All columns padded to the widest cell; numbers (all but the last two) to the right.

@@ -9,86 +9,115 @@ pub struct Sample {
     pub count: u64,
 }
 
-/// Readings from the first to the last. When there are too many, every second one goes and new ones are taken
-/// half as often, so that the whole time stays covered.
+/// Readings at several paces: the last ones all, older ones ever fewer, and a few over the whole time.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    samples: Vec<Sample>,
-    /// Take one reading of this many (a power of two).
-    stride: u32,
-    skipped: u32,
+    recent: [Vec<Sample>; PACES.len()],
+    /// How many of each were forgotten.
+    forgotten: [bool; PACES.len()],
+    whole: Vec<Sample>,
+    /// Least time between two readings in `whole`, nanoseconds.
+    whole_pace_ns: u64,
 }
 
-/// Readings kept: an hour at one a second is thinned to one in 32 seconds.
-const MOST: usize = 128;
+/// Least time between two readings, in nanoseconds: at one in five seconds these hold 5 minutes, 20 minutes and 3 hours.
+const PACES: [u64; 3] = [0, 20_000_000_000, 180_000_000_000];
+
+/// Readings kept at each pace, and of the whole time.
+const MOST: usize = 64;
+
+/// How far back growth looks, in nanoseconds: what a site did yesterday says little of how fast it grows now.
+const GROWTH_NS: u64 = 900_000_000_000;
 
 impl History {
     /// Adds a reading; readings come in the order of time.
     pub fn push(&mut self, sample: Sample) {
-        if self.stride == 0 {
-            self.stride = 1;
+        let due = |last: Option<&Sample>, pace: u64| {
+            last.is_none_or(|last| sample.at_ns.saturating_sub(last.at_ns) >= pace)
+        };
+        for ((readings, forgotten), pace) in
+            (self.recent.iter_mut().zip(&mut self.forgotten)).zip(PACES)
+        {
+            if due(readings.last(), pace) {
+                if readings.len() == MOST {
+                    readings.remove(0);
+                    *forgotten = true;
+                }
+                readings.push(sample);
+            }
         }
-        self.skipped += 1;
-        if self.skipped < self.stride {
-            return;
+        if due(self.whole.last(), self.whole_pace_ns) {
+            if self.whole.len() == MOST {
+                let mut keep = false;
+                self.whole.retain(|_| {
+                    keep = !keep;
+                    keep
+                });
+                let first = self.whole.first().map_or(0, |first| first.at_ns);
+                self.whole_pace_ns = sample.at_ns.saturating_sub(first) / (MOST as u64 / 2);
+            }
+            self.whole.push(sample);
         }
-        self.skipped = 0;
-        if self.samples.len() == MOST {
-            let mut keep = false;
-            self.samples.retain(|_| {
-                keep = !keep;
-                keep
-            });
-            self.stride = self.stride.saturating_mul(2);
-        }
-        self.samples.push(sample);
     }
 
-    /// The readings, oldest first.
+    /// The readings from `from_ns` on at the finest pace that reaches back so far, oldest first, with one from before.
+    #[must_use]
+    pub fn since(&self, from_ns: u64) -> &[Sample] {
+        let reaches = |(readings, forgotten): &(&Vec<Sample>, &bool)| {
+            !**forgotten || readings.first().is_some_and(|first| first.at_ns <= from_ns)
+        };
+        let mut paces = self.recent.iter().zip(&self.forgotten);
+        let readings = paces
+            .find(reaches)
+            .map_or(&self.whole, |(readings, _)| readings);
+        let later = readings.partition_point(|sample| sample.at_ns <= from_ns);
+        readings.get(later.saturating_sub(1)..).unwrap_or_default()
+    }
+
+    /// The readings over the whole time, oldest first.
     #[must_use]
     pub fn samples(&self) -> &[Sample] {
-        &self.samples
+        self.since(0)
     }
 
-    /// How much a minute the count grew: from the median of the first third of the readings to the median of the
-    /// last, so that one odd reading does not matter. 0 when there are too few readings to say.
+    /// How much a minute the count grew, in the last quarter of an hour: the median of the slopes between all pairs of
+    /// readings (Theil and Sen), so that odd readings do not matter. 0 when there are too few readings to say.
     #[must_use]
     pub fn growth_per_minute(&self) -> f64 {
-        let third = self.samples.len() / 3;
-        let (Some(first), Some(last)) = (
-            self.samples.get(..third),
-            self.samples.get(self.samples.len() - third..),
-        ) else {
-            return 0.0;
+        let now_ns = match self.recent.first().and_then(|readings| readings.last()) {
+            Some(last) => last.at_ns,
+            None => return 0.0,
         };
-        let (Some(first), Some(last)) = (median(first), median(last)) else {
-            return 0.0;
-        };
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "counts and nanoseconds of one run fit a double's 53 bits"
-        )]
-        let (grown, elapsed_ns) = (
-            last.count as f64 - first.count as f64,
-            last.at_ns.saturating_sub(first.at_ns) as f64,
-        );
-        if elapsed_ns > 0.0 {
-            grown / elapsed_ns * 60e9
-        } else {
-            0.0
-        }
+        slope_per_minute(self.since(now_ns.saturating_sub(GROWTH_NS)))
     }
 }
 
-/// The median count, at the middle of the time.
-fn median(samples: &[Sample]) -> Option<Sample> {
-    let mut counts: Vec<u64> = samples.iter().map(|sample| sample.count).collect();
-    counts.sort_unstable();
-    let middle = samples.len() / 2;
-    Some(Sample {
-        at_ns: samples.get(middle)?.at_ns,
-        count: *counts.get(middle)?,
-    })
+/// The median of the slopes between all pairs of readings, a minute.
+fn slope_per_minute(samples: &[Sample]) -> f64 {
+    if samples.len() < 3 {
+        return 0.0;
+    }
+    let mut slopes = Vec::with_capacity(samples.len() * (samples.len() - 1) / 2);
+    for (number, earlier) in samples.iter().enumerate() {
+        for later in samples.iter().skip(number + 1) {
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "counts and nanoseconds of one run fit a double's 53 bits"
+            )]
+            let (grown, elapsed_ns) = (
+                later.count as f64 - earlier.count as f64,
+                later.at_ns.saturating_sub(earlier.at_ns) as f64,
+            );
+            if elapsed_ns > 0.0 {
+                slopes.push(grown / elapsed_ns * 60e9);
+            }
+        }
+    }
+    let middle = slopes.len() / 2;
+    if middle >= slopes.len() {
+        return 0.0;
+    }
+    *slopes.select_nth_unstable_by(middle, f64::total_cmp).1
 }
 
 #[cfg(test)]
@@ -132,8 +161,20 @@ mod tests {
         assert!(history.samples().len() <= MOST);
         assert_eq!(history.samples().first().map(|first| first.at_ns), Some(0));
         let last = history.samples().last().map_or(0, |last| last.count);
-        assert!(last > 84_000, "{last}");
+        assert!(last > 82_000, "{last}");
         let growth = history.growth_per_minute();
         assert!((growth - 60.0).abs() < 1.0, "{growth}");
+    }
+
+    #[test]
+    fn what_is_recent_is_known_more_finely() {
+        let history = history(0..86_400);
+        let end = 86_399 * SECOND;
+        for (back, fewest) in [(60, 60), (600, 29), (7200, 39)] {
+            let since = history.since(end - back * SECOND);
+            assert!(since.len() >= fewest, "{back} s: {}", since.len());
+            let first = since.first().map_or(u64::MAX, |first| first.at_ns);
+            assert!(first <= end - back * SECOND, "{back} s");
+        }
     }
 }

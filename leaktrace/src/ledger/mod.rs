@@ -6,13 +6,17 @@
 
 mod history;
 mod site;
+mod stillness;
 mod symbolizer;
+mod timers;
 
 use foldhash::{HashMap, HashMapExt, HashSet};
 
 pub use history::{History, Sample};
 pub use site::{CallSite, Site, SiteId, SiteKind, Sites, Symbols};
+pub use stillness::Stillness;
 pub use symbolizer::Symbolizer;
+use timers::{Armed, ArmedTimers};
 
 use crate::address::RuntimeAddr;
 use crate::census::{Census, Status, TimerKind};
@@ -26,7 +30,7 @@ pub struct Ledger {
     goroutines: HashMap<Goid, LiveGoroutine>,
     timers: HashMap<RuntimeAddr, LiveTimer>,
     /// Where each timer was armed that we heard of, pending or not: a stopped one may be reset.
-    armed: HashMap<RuntimeAddr, Armed>,
+    armed: ArmedTimers,
     /// Ends heard of since the last census began, with the time: a census may still have seen those alive.
     recent_ends: Vec<(Goid, u64)>,
     /// When births began to be heard; `None` without probes.
@@ -55,6 +59,12 @@ pub struct LiveGoroutine {
     pub state: State,
     /// Bytes of its stack at the last census.
     pub stack_bytes: u64,
+    /// Since when it waits, or waits at least when `waits_exact` is false; 0 when it does not, or that is not known.
+    pub waits_since_ns: u64,
+    /// Whether `waits_since_ns` is when it blocked: only the probes of level full see that.
+    pub waits_exact: bool,
+    /// Since when it has not moved.
+    pub still: Stillness,
 }
 
 /// A timer that was pending at the last census.
@@ -66,6 +76,8 @@ pub struct LiveTimer {
     pub since_ns: u64,
     /// Whether `since_ns` is when it was armed.
     pub exact: bool,
+    /// When it is due: CLOCK_MONOTONIC, nanoseconds; the target may say anything.
+    pub when_ns: i64,
     /// Its period in nanoseconds; 0 for a one-shot timer.
     pub period_ns: i64,
 }
@@ -112,27 +124,8 @@ impl Drift {
     }
 }
 
-/// What is known of a timer that was armed under a probe.
-#[derive(Clone, Copy)]
-struct Armed {
-    site: SiteId,
-    at_ns: u64,
-    period_ns: i64,
-    function: RuntimeAddr,
-    callback: RuntimeAddr,
-}
-
 /// Most live goroutines in the books; beyond, births are turned away and counted until a census.
 const MOST_GOROUTINES: usize = 8 << 20;
-
-/// Most timers whose call site we remember.
-const MOST_ARMED: usize = 4 << 20;
-
-/// Above this many remembered timers, those that have long left the heap are forgotten.
-const ARMED_SWEEP: usize = 128 << 10;
-
-/// How long a timer that is in no heap is remembered once there are many.
-const ARMED_MEMORY_NS: u64 = 60_000_000_000;
 
 impl Ledger {
     /// Says that from now on every birth is heard of: a goroutine that a census finds later without one is drift.
@@ -140,33 +133,26 @@ impl Ledger {
         self.listening_since_ns = Some(now_ns);
     }
 
+    /// Says that from now on nothing is heard of: what a census corrects is no drift until births are heard again and
+    /// another census has seeded the books.
+    pub fn deafen(&mut self) {
+        self.listening_since_ns = None;
+    }
+
     /// Takes one event. `symbols` is asked only about call sites not met before.
     pub fn apply(&mut self, event: &Event, symbols: &dyn Symbols) {
         match &event.change {
             Change::Born {
-                goroutine, stack, ..
-            } => self.born(event.at, goroutine, *stack, symbols),
+                goroutine,
+                stack,
+                timer,
+                ..
+            } => self.born(event.at, goroutine, *stack, *timer, symbols),
             Change::Ended(goroutine) => self.ended(event.at, goroutine, symbols),
             Change::Armed { timer, stack } => self.armed(event.at, timer, *stack, symbols),
-            Change::Rearmed(timer) => {
-                // Reset from elsewhere keeps the place where the timer was made.
-                if let Some(armed) = self.armed.get_mut(&timer.timer) {
-                    armed.at_ns = event.at.0;
-                    armed.period_ns = timer.period_ns;
-                }
-            }
-            Change::Stopped { timer } => {
-                if let Some(armed) = self.armed.get(timer) {
-                    self.sites[armed.site].stopped += 1;
-                }
-            }
-            Change::Fired(timer) => {
-                if let Some(armed) = self.armed.get(&timer.timer) {
-                    self.sites[armed.site].fired += 1;
-                }
-            }
-            // Only `--events full` hears these; the census says who is blocked.
-            Change::Parked { .. } | Change::Readied(_) => {}
+            Change::Rearmed(timer) => self.rearmed(event.at, timer),
+            Change::Stopped { timer } => self.stopped(event.at, *timer),
+            Change::Fired(timer) => self.fired(event.at, timer),
         }
     }
 
@@ -175,11 +161,19 @@ impl Ledger {
         at: Ktime,
         goroutine: &event::Goroutine,
         stack: Option<StackId>,
+        timer: Option<RuntimeAddr>,
         symbols: &dyn Symbols,
     ) {
-        let site = self
+        let mut site = self
             .sites
             .of_goroutine(goroutine.gopc, goroutine.startpc, symbols);
+        if self.sites[site].started_by.is_some()
+            && let Some(armed_at) = self.armed.starter(timer, goroutine.startpc)
+        {
+            site = self
+                .sites
+                .of_timer_goroutine(armed_at, goroutine.startpc, symbols);
+        }
         let books = &mut self.sites[site];
         books.created += 1;
         if let Some(stack) = stack {
@@ -195,6 +189,9 @@ impl Ledger {
             exact: true,
             state: State::New,
             stack_bytes: 0,
+            waits_since_ns: 0,
+            waits_exact: false,
+            still: Stillness::moving(at.0),
         };
         self.sites[site].live += 1;
         if let Some(before) = self.goroutines.insert(goroutine.goid, live) {
@@ -211,7 +208,11 @@ impl Ledger {
         }
         let site = match self.goroutines.remove(&goroutine.goid) {
             Some(live) => {
-                self.sites[live.site].live -= 1;
+                let books = &mut self.sites[live.site];
+                books.live -= 1;
+                if live.exact {
+                    books.lifetimes.record(at.0.saturating_sub(live.since_ns));
+                }
                 live.site
             }
             None => self
@@ -245,17 +246,54 @@ impl Ledger {
         if let Some(stack) = stack {
             books.creation_stack.get_or_insert(stack);
         }
+        books.note_length(at, timer);
         let armed = Armed {
             site,
             at_ns: at.0,
             period_ns: timer.period_ns,
             function: timer.function,
             callback,
+            running: true,
         };
-        if self.armed.len() < MOST_ARMED || self.armed.contains_key(&timer.timer) {
-            self.armed.insert(timer.timer, armed);
-        } else {
+        if !self.armed.insert(timer.timer, armed) {
             self.turned_away += 1;
+        }
+    }
+
+    /// A timer that is reset from elsewhere still belongs to the place where it was made.
+    fn rearmed(&mut self, at: Ktime, timer: &event::Timer) {
+        let Some(before) = self.armed.rearm(timer.timer, at.0, timer.period_ns) else {
+            return;
+        };
+        let books = &mut self.sites[before.site];
+        books.rearmed += 1;
+        books.note_length(at, timer);
+        if before.running {
+            books.lifetimes.record(at.0.saturating_sub(before.at_ns));
+        }
+    }
+
+    /// Many a timer is stopped after it has fired, or twice: that stops nothing.
+    fn stopped(&mut self, at: Ktime, timer: RuntimeAddr) {
+        if let Some((armed, true)) = self.armed.end(timer) {
+            let books = &mut self.sites[armed.site];
+            books.stopped += 1;
+            books.lifetimes.record(at.0.saturating_sub(armed.at_ns));
+        }
+    }
+
+    fn fired(&mut self, at: Ktime, timer: &event::Timer) {
+        let Some(armed) = self.armed.get(timer.timer).copied() else {
+            return;
+        };
+        let books = &mut self.sites[armed.site];
+        books.fired += 1;
+        if armed.callback.0 != 0 {
+            self.armed.note_fired(armed.callback, armed.site);
+        }
+        // A ticker goes on.
+        if armed.period_ns <= 0 && self.armed.end(timer.timer).is_some_and(|(_, ran)| ran) {
+            books.lifetimes.record(at.0.saturating_sub(armed.at_ns));
         }
     }
 
@@ -290,11 +328,14 @@ impl Ledger {
                 Some(live) => LiveGoroutine {
                     state,
                     stack_bytes: goroutine.stack_bytes,
+                    waits_since_ns: goroutine.waiting_since_ns,
+                    waits_exact: false,
+                    still: live.still.seen_again(goroutine, census.started_ns),
                     ..live
                 },
                 None => {
                     // The first census after the probes went on seeds the books; later ones find only what was missed.
-                    if self.listening_since_ns.is_some() && self.seeded_since_listening() {
+                    if self.seeded_since_listening() {
                         drift.missed_births += 1;
                     }
                     let site = self
@@ -307,6 +348,9 @@ impl Ledger {
                         exact: false,
                         state,
                         stack_bytes: goroutine.stack_bytes,
+                        waits_since_ns: goroutine.waiting_since_ns,
+                        waits_exact: false,
+                        still: Stillness::first_seen(goroutine, census.started_ns),
                     }
                 }
             };
@@ -322,7 +366,7 @@ impl Ledger {
                 continue;
             }
             self.sites[live.site].live -= 1;
-            if self.listening_since_ns.is_some() {
+            if self.seeded_since_listening() {
                 drift.missed_ends += 1;
             }
         }
@@ -349,16 +393,13 @@ impl Ledger {
         }
         for timer in census.timers.iter().flatten() {
             // The same address may be another timer by now; then what it runs is another function.
-            let armed = self.armed.get(&timer.timer).filter(|armed| {
-                armed.function == timer.function
-                    && armed.callback == timer.callback
-                    && armed.period_ns == timer.period_ns
-            });
+            let armed = (self.armed.get(timer.timer)).filter(|armed| armed.is(timer));
             let live = match (armed, known.get(&timer.timer)) {
                 (Some(armed), _) => LiveTimer {
                     site: armed.site,
                     since_ns: armed.at_ns,
                     exact: true,
+                    when_ns: timer.when_ns,
                     period_ns: timer.period_ns,
                 },
                 (None, known) => {
@@ -378,6 +419,7 @@ impl Ledger {
                             .filter(|known| known.site == site)
                             .map_or(census.started_ns, |known| known.since_ns),
                         exact: false,
+                        when_ns: timer.when_ns,
                         period_ns: timer.period_ns,
                     }
                 }
@@ -388,13 +430,25 @@ impl Ledger {
                 self.sites[before.site].live -= 1;
             }
         }
-        if self.armed.len() > ARMED_SWEEP {
-            let oldest = census.started_ns.saturating_sub(ARMED_MEMORY_NS);
-            let pending = &self.timers;
-            self.armed
-                .retain(|timer, armed| armed.at_ns >= oldest || pending.contains_key(timer));
-            self.armed.shrink_to(ARMED_SWEEP);
+        let pending = &self.timers;
+        let is_pending = |timer| pending.contains_key(&timer);
+        self.armed.sweep(&is_pending, census.started_ns);
+    }
+
+    /// Says since when a goroutine that the last census saw waiting has been waiting: the probes saw it block.
+    pub fn waits_since(&mut self, goid: Goid, since_ns: u64) {
+        if let Some(live) = self.goroutines.get_mut(&goid)
+            && matches!(live.state, State::Waiting(_))
+        {
+            live.waits_since_ns = since_ns;
+            live.waits_exact = true;
         }
+    }
+
+    /// Timers forgotten because there were too many, although the program may yet reset them.
+    #[must_use]
+    pub fn forgotten_timers(&self) -> u64 {
+        self.armed.forgotten
     }
 
     /// Notes how many are alive at each site now, for growth.
@@ -410,6 +464,12 @@ impl Ledger {
     /// All live goroutines.
     pub fn goroutines(&self) -> impl Iterator<Item = (Goid, &LiveGoroutine)> {
         self.goroutines.iter().map(|(goid, live)| (*goid, live))
+    }
+
+    /// Where a live goroutine was made.
+    #[must_use]
+    pub fn site_of(&self, goid: Goid) -> Option<SiteId> {
+        self.goroutines.get(&goid).map(|live| live.site)
     }
 
     /// All pending timers as of the last census.

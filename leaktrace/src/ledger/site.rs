@@ -3,12 +3,13 @@
 use std::ops::{Index, IndexMut};
 
 use foldhash::HashMap;
+use leaktrace_common::histogram::Histogram;
 use serde::Serialize;
 
 use super::History;
 use crate::address::RuntimeAddr;
 use crate::census::TimerKind;
-use crate::event::StackId;
+use crate::event::{self, Ktime, StackId};
 use crate::resolve::pclntab::Frame;
 
 /// Turns addresses of one process into functions and lines. Inlined calls are expanded.
@@ -66,23 +67,62 @@ pub struct Site {
     pub created: u64,
     /// Ends heard of (goroutines).
     pub ended: u64,
-    /// Times stopped (timers).
+    /// For goroutines that a timer started: its kind. `at` is then the line that armed it.
+    pub started_by: Option<TimerKind>,
+    /// Times armed again (timers).
+    pub rearmed: u64,
+    /// Times stopped while pending (timers).
     pub stopped: u64,
     /// Times fired (timers; a ticker fires once each period).
     pub fired: u64,
+    /// How long those lived whose birth and end were both heard: goroutines from birth to end, timers from being armed
+    /// until they fired, were stopped or armed again. A ticker lives until it is stopped.
+    pub lifetimes: Histogram,
+    /// Shortest and longest time for which its timers were armed, in nanoseconds: until due, or the period of a ticker.
+    pub armed_for_ns: Option<(u64, u64)>,
     /// A stack that made one of them: the first heard of.
     pub creation_stack: Option<StackId>,
     /// How many were alive over time.
     pub history: History,
 }
 
+impl Site {
+    /// Notes for how long a timer was armed.
+    pub(super) fn note_length(&mut self, at: Ktime, timer: &event::Timer) {
+        let length = if timer.period_ns > 0 {
+            timer.period_ns.unsigned_abs()
+        } else {
+            // Due in the past, or never: nothing to tell.
+            match u64::try_from(timer.when_ns) {
+                Ok(when_ns) if when_ns > at.0 => when_ns - at.0,
+                _ => return,
+            }
+        };
+        let (shortest, longest) = self.armed_for_ns.unwrap_or((length, length));
+        self.armed_for_ns = Some((shortest.min(length), longest.max(length)));
+    }
+}
+
 /// All sites met, found again by what the events and the census carry.
 #[derive(Default)]
 pub struct Sites {
     sites: Vec<Site>,
-    by_line: HashMap<(SiteKind, CallSite, bool), SiteId>,
+    by_line: HashMap<SiteKey, SiteId>,
     by_goroutine: HashMap<(RuntimeAddr, RuntimeAddr), SiteId>,
+    /// Goroutines that timers started: by the site of the timer, and where they start.
+    by_starter: HashMap<(SiteId, RuntimeAddr), SiteId>,
+    /// The same by where they start alone; `None` when several lines start the same.
+    started: HashMap<RuntimeAddr, Option<SiteId>>,
     by_timer: HashMap<TimerKey, Option<SiteId>>,
+}
+
+/// What tells one site from another.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct SiteKey {
+    kind: SiteKind,
+    at: CallSite,
+    attributed: bool,
+    started_by: Option<TimerKind>,
 }
 
 /// What tells timers of one site apart from others without asking for symbols.
@@ -124,6 +164,22 @@ impl Sites {
         } else {
             SiteKind::Goroutine
         };
+        if gopc.0 != 0
+            && (symbols.frames_of_return(gopc).first())
+                .is_some_and(|frame| frame.function == "time.goFunc")
+        {
+            // AfterFunc's own go statement: until the timer is known, the function that it called stands for it.
+            let started_by = Some(timer_goroutine_kind(&start_function));
+            let key = SiteKey {
+                kind,
+                at: call_site(start, startpc),
+                attributed: false,
+                started_by,
+            };
+            let site = self.intern(key, start_function);
+            self.by_goroutine.insert((gopc, startpc), site);
+            return site;
+        }
         let at = if gopc.0 == 0 {
             named("(C thread)")
         } else if start_function == "runtime.main" {
@@ -132,8 +188,52 @@ impl Sites {
         } else {
             call_site(symbols.frames_of_return(gopc).into_iter().next(), gopc)
         };
-        let site = self.intern(kind, at, start_function, true);
+        let key = SiteKey {
+            kind,
+            at,
+            attributed: true,
+            started_by: None,
+        };
+        let site = self.intern(key, start_function);
         self.by_goroutine.insert((gopc, startpc), site);
+        site
+    }
+
+    /// The site of a goroutine that a timer of the site `timer` started: the line that armed the timer.
+    pub fn of_timer_goroutine(
+        &mut self,
+        timer: SiteId,
+        startpc: RuntimeAddr,
+        symbols: &dyn Symbols,
+    ) -> SiteId {
+        if let Some(site) = self.by_starter.get(&(timer, startpc)) {
+            return *site;
+        }
+        if self.by_starter.len() >= MOST_KEYS {
+            return self.overflow(SiteKind::Goroutine);
+        }
+        let start_function =
+            starting_function(symbols, startpc).map_or_else(String::new, |frame| frame.function);
+        let armed = &self[timer];
+        let key = SiteKey {
+            kind: SiteKind::Goroutine,
+            at: armed.at.clone(),
+            attributed: armed.attributed,
+            started_by: match armed.kind {
+                SiteKind::Timer(kind) => Some(kind),
+                SiteKind::Goroutine | SiteKind::SystemGoroutine => None,
+            },
+        };
+        let creation_stack = armed.creation_stack;
+        let site = self.intern(key, start_function);
+        if let Some(stack) = creation_stack {
+            self[site].creation_stack.get_or_insert(stack);
+        }
+        self.by_starter.insert((timer, startpc), site);
+        self.started
+            .entry(startpc)
+            .and_modify(|only| *only = only.filter(|only| *only == site))
+            .or_insert(Some(site));
         site
     }
 
@@ -164,12 +264,8 @@ impl Sites {
         let callback = (callback.0 != 0)
             .then(|| starting_function(symbols, callback))
             .flatten();
-        // context.WithTimeout and WithDeadline arm an AfterFunc of their own (src/context/context.go).
-        if callback
-            .as_ref()
-            .is_some_and(|frame| frame.function.starts_with("context.WithDeadline"))
-        {
-            kind = Some(TimerKind::Deadline);
+        if let Some(frame) = &callback {
+            kind = kind.map(|_| timer_goroutine_kind(&frame.function));
         }
         let site = kind.map(|kind| {
             let start_function = callback
@@ -178,52 +274,58 @@ impl Sites {
             let made_at = stack.and_then(|stack| first_user_frame(&symbols.stack(stack), symbols));
             let attributed = made_at.is_some();
             let at = made_at.unwrap_or_else(|| unattributed(kind, callback));
-            self.intern(SiteKind::Timer(kind), at, start_function, attributed)
+            let key = SiteKey {
+                kind: SiteKind::Timer(kind),
+                at,
+                attributed,
+                started_by: None,
+            };
+            self.intern(key, start_function)
         });
         self.by_timer.insert(key, site);
         site
     }
 
-    /// The site that [`Sites::of_goroutine`] gave for these, if it was asked before.
+    /// The site that [`Sites::of_goroutine`] gave for these, if it was asked before; for goroutines that timers of one
+    /// line alone started, that of the line.
     #[must_use]
     pub fn known_goroutine(&self, gopc: RuntimeAddr, startpc: RuntimeAddr) -> Option<SiteId> {
-        self.by_goroutine.get(&(gopc, startpc)).copied()
+        let site = *self.by_goroutine.get(&(gopc, startpc))?;
+        if self[site].started_by.is_none() {
+            return Some(site);
+        }
+        let line = self.started.get(&startpc).copied().flatten();
+        line.or(Some(site))
     }
 
     fn overflow(&mut self, kind: SiteKind) -> SiteId {
-        self.intern(kind, too_many(), String::new(), false)
+        self.intern(too_many(kind), String::new())
     }
 
-    fn intern(
-        &mut self,
-        kind: SiteKind,
-        at: CallSite,
-        start_function: String,
-        attributed: bool,
-    ) -> SiteId {
+    fn intern(&mut self, key: SiteKey, start_function: String) -> SiteId {
         let next = SiteId(u32::try_from(self.sites.len()).unwrap_or(u32::MAX));
-        let key = (kind, at.clone(), attributed);
-        let (at, attributed, start_function) =
+        let (key, start_function) =
             if self.sites.len() >= MOST_SITES && !self.by_line.contains_key(&key) {
-                (too_many(), false, String::new())
+                (too_many(key.kind), String::new())
             } else {
-                (at, attributed, start_function)
+                (key, start_function)
             };
-        let id = *self
-            .by_line
-            .entry((kind, at.clone(), attributed))
-            .or_insert(next);
+        let id = *self.by_line.entry(key.clone()).or_insert(next);
         if id == next {
             self.sites.push(Site {
-                kind,
-                at,
+                kind: key.kind,
+                at: key.at,
                 start_function,
-                attributed,
+                attributed: key.attributed,
+                started_by: key.started_by,
                 live: 0,
                 created: 0,
                 ended: 0,
+                rearmed: 0,
                 stopped: 0,
                 fired: 0,
+                lifetimes: Histogram::default(),
+                armed_for_ns: None,
                 creation_stack: None,
                 history: History::default(),
             });
@@ -273,6 +375,16 @@ pub fn is_system_goroutine(start_function: &str) -> bool {
         )
 }
 
+/// The kind of an AfterFunc timer that calls this function: context.WithTimeout and WithDeadline arm one of their own
+/// (src/context/context.go).
+fn timer_goroutine_kind(callback: &str) -> TimerKind {
+    if callback.starts_with("context.WithDeadline") {
+        TimerKind::Deadline
+    } else {
+        TimerKind::AfterFunc
+    }
+}
+
 /// The function that starts at `pc`: the outermost frame there, since calls inlined at its start are not meant.
 fn starting_function(symbols: &dyn Symbols, pc: RuntimeAddr) -> Option<Frame> {
     symbols.frames(pc).pop()
@@ -310,8 +422,13 @@ fn unattributed(kind: TimerKind, callback: Option<Frame>) -> CallSite {
 }
 
 /// What is booked where there are more sites than are told apart.
-fn too_many() -> CallSite {
-    named("(too many call sites)")
+fn too_many(kind: SiteKind) -> SiteKey {
+    SiteKey {
+        kind,
+        at: named("(too many call sites)"),
+        attributed: false,
+        started_by: None,
+    }
 }
 
 fn named(function: &str) -> CallSite {

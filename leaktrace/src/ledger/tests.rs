@@ -20,6 +20,7 @@ impl Symbols for Numbers {
     fn frames_of_return(&self, pc: RuntimeAddr) -> Vec<Frame> {
         let function = match pc.0 {
             500 => "time.NewTimer".to_owned(),
+            600 => "time.goFunc".to_owned(),
             number => format!("main.f{number}"),
         };
         vec![Frame {
@@ -66,6 +67,7 @@ fn goroutine_event(life: Life, at_ns: u64, goid: u64, gopc: u64) -> Event {
             goroutine,
             parent: None,
             stack: None,
+            timer: None,
         },
         Life::Ended => Change::Ended(goroutine),
     };
@@ -93,6 +95,7 @@ fn alive(goid: u64, gopc: u64) -> Goroutine {
         depth: 128,
         waiting_since_ns: 0,
         waiting: 0,
+        stops: 0,
     }
 }
 
@@ -282,4 +285,169 @@ proptest! {
         }
         prop_assert_eq!(ledger.reconcile(&census(1000, world), &Numbers), Drift::default());
     }
+}
+
+/// The same with what its goroutine runs: at 600 lies the go statement of time.goFunc.
+fn born_by_timer(at_ns: u64, goid: u64, startpc: u64, timer: Option<u64>) -> Event {
+    let change = Change::Born {
+        goroutine: event::Goroutine {
+            goid: Goid(goid),
+            g: RuntimeAddr(0x1000 + goid),
+            gopc: RuntimeAddr(600),
+            startpc: RuntimeAddr(startpc),
+        },
+        parent: None,
+        stack: None,
+        timer: timer.map(RuntimeAddr),
+    };
+    at(at_ns, change)
+}
+
+#[test]
+fn a_goroutine_that_a_timer_started_belongs_to_the_line_that_armed_the_timer() {
+    let mut ledger = Ledger::default();
+    ledger.listen(0);
+    ledger.apply(&armed(1, GO_FUNC, 42), &Numbers);
+    ledger.apply(&armed(2, GO_FUNC, 43), &Numbers);
+    // Two timers of two lines with one function: only the timer tells them apart.
+    for (goid, number) in [(10, 1), (11, 2), (12, 2)] {
+        ledger.apply(&at(70, Change::Fired(timer(number, GO_FUNC))), &Numbers);
+        ledger.apply(&born_by_timer(71, goid, 77, Some(number)), &Numbers);
+    }
+    assert_eq!(live_by_line(&ledger), HashMap::from([(42, 1), (43, 2)]));
+    // The timer is not known, or another's by now: the last that fired with this function did it.
+    ledger.apply(&born_by_timer(72, 13, 77, Some(99)), &Numbers);
+    ledger.apply(&born_by_timer(72, 14, 77, None), &Numbers);
+    assert_eq!(live_by_line(&ledger), HashMap::from([(42, 1), (43, 4)]));
+    // Nobody was heard to arm anything that calls 78: what it runs stands for it.
+    ledger.apply(&born_by_timer(73, 15, 78, None), &Numbers);
+    assert_eq!(live_by_line(&ledger)[&78], 1);
+    for site in ledger.sites.iter().filter(|site| site.live > 0) {
+        assert_eq!(site.kind, SiteKind::Goroutine);
+        assert_eq!(site.started_by, Some(TimerKind::AfterFunc));
+        assert_eq!(site.attributed, site.at.line != 78);
+    }
+    ledger.apply(&goroutine_event(Life::Ended, 80, 11, 600), &Numbers);
+    assert_eq!(live_by_line(&ledger)[&43], 3);
+}
+
+#[test]
+fn lives_are_measured_and_what_was_over_is_not_stopped_again() {
+    let mut ledger = Ledger::default();
+    let line = |ledger: &Ledger, line| {
+        let mut sites = ledger.sites.iter();
+        sites
+            .find(|site| site.at.line == line)
+            .cloned()
+            .expect("armed")
+    };
+    ledger.apply(&armed(1, SEND_TIME, 42), &Numbers);
+    ledger.apply(
+        &at(60 + (1 << 20), Change::Fired(timer(1, SEND_TIME))),
+        &Numbers,
+    );
+    let stop = at(
+        1 << 30,
+        Change::Stopped {
+            timer: RuntimeAddr(1),
+        },
+    );
+    ledger.apply(&stop, &Numbers);
+    let site = line(&ledger, 42);
+    assert_eq!((site.fired, site.stopped), (1, 0));
+    assert_eq!(site.lifetimes.counts[10], 1);
+    assert_eq!(site.lifetimes.sum_ns, 1 << 20);
+    // Armed again and stopped: another life, of the same line.
+    ledger.apply(&at(1 << 31, Change::Rearmed(timer(1, SEND_TIME))), &Numbers);
+    ledger.apply(
+        &at(
+            (1 << 31) + 5000,
+            Change::Stopped {
+                timer: RuntimeAddr(1),
+            },
+        ),
+        &Numbers,
+    );
+    ledger.apply(&stop, &Numbers);
+    let site = line(&ledger, 42);
+    assert_eq!((site.created, site.rearmed, site.stopped), (1, 1, 1));
+    assert_eq!(site.lifetimes.count(), 2);
+    assert_eq!(
+        site.armed_for_ns,
+        Some((940, 940)),
+        "due at 1000, armed at 60"
+    );
+
+    ledger.apply(&goroutine_event(Life::Born, 100, 1, 10), &Numbers);
+    ledger.apply(&goroutine_event(Life::Ended, 4100, 1, 10), &Numbers);
+    // Nobody saw the birth of 2: how long it lived is not known.
+    ledger.apply(&goroutine_event(Life::Ended, 4200, 2, 10), &Numbers);
+    let site = line(&ledger, 10);
+    assert_eq!(
+        (site.ended, site.lifetimes.count(), site.lifetimes.sum_ns),
+        (2, 1, 4000)
+    );
+}
+
+/// A ticker lives until it is stopped, however often it fires.
+#[test]
+fn a_ticker_outlives_its_ticks() {
+    let mut ledger = Ledger::default();
+    let ticker = event::Timer {
+        period_ns: 500,
+        ..timer(1, SEND_TIME)
+    };
+    let stack = NonZeroU64::new(42).map(StackId);
+    ledger.apply(
+        &at(
+            60,
+            Change::Armed {
+                timer: ticker,
+                stack,
+            },
+        ),
+        &Numbers,
+    );
+    for tick in 1..10 {
+        ledger.apply(&at(60 + tick * 500, Change::Fired(ticker)), &Numbers);
+    }
+    ledger.apply(
+        &at(
+            9060,
+            Change::Stopped {
+                timer: ticker.timer,
+            },
+        ),
+        &Numbers,
+    );
+    let site = ledger.sites.iter().next().expect("armed");
+    assert_eq!((site.fired, site.stopped), (9, 1));
+    assert_eq!((site.lifetimes.count(), site.lifetimes.sum_ns), (1, 9000));
+    assert_eq!(site.armed_for_ns, Some((500, 500)));
+}
+
+/// Timers come and go, each at an address of its own: what is remembered stays bounded, and those that run are kept.
+#[test]
+fn timers_that_are_over_are_forgotten_when_there_are_many() {
+    let mut ledger = Ledger::default();
+    ledger.apply(&armed(1, SEND_TIME, 42), &Numbers);
+    for number in 2..500_000 {
+        ledger.apply(&armed(number, SEND_TIME, 43), &Numbers);
+        ledger.apply(
+            &at(
+                60 + number,
+                Change::Stopped {
+                    timer: RuntimeAddr(number),
+                },
+            ),
+            &Numbers,
+        );
+    }
+    assert!(ledger.armed.len() < 100_000, "{}", ledger.armed.len());
+    assert!(ledger.forgotten_timers() > 400_000);
+    assert_eq!(ledger.turned_away, 0);
+    let mut heap = census(1_000_000, Vec::new());
+    heap.timers = Some(vec![pending(1, SEND_TIME, 0)]);
+    ledger.reconcile(&heap, &Numbers);
+    assert_eq!(live_by_line(&ledger), HashMap::from([(42, 1)]));
 }

@@ -102,9 +102,17 @@ impl Probes {
     /// Gives a process other probes, or none for a while: its slot and its counters stay. Where it shared a set,
     /// the others get sets of their own, for it would go on paying for a shared one.
     ///
+    /// What is taken off goes in the background, the kinds in `hottest` first; its hits are counted as
+    /// long as it is hit.
+    ///
     /// # Errors
     /// When the new ones cannot be put on; the old ones are on then (before Linux 5.15 perhaps none).
-    pub fn replan(&mut self, set: &AttachedSet, points: &[Point]) -> Result<(), ProbeError> {
+    pub fn replan(
+        &mut self,
+        set: &AttachedSet,
+        points: &[Point],
+        hottest: &[Kind],
+    ) -> Result<(), ProbeError> {
         let mut family = set.family.borrow_mut();
         let scope = family.wish_of(set.slot);
         if let Some(executable) = family.executable_of(set.slot) {
@@ -112,7 +120,7 @@ impl Probes {
                 verify(executable, point)?;
             }
         }
-        self.change(&mut family, set.slot, scope, Some(points))
+        self.change(&mut family, set.slot, scope, Some(points), hottest)
     }
 
     /// Lets a process share its probes with others of its file, or not: because one that is not traced runs the
@@ -122,7 +130,7 @@ impl Probes {
     /// As [`Probes::replan`].
     pub fn rescope(&mut self, set: &AttachedSet, scope: Scope) -> Result<(), ProbeError> {
         let mut family = set.family.borrow_mut();
-        self.change(&mut family, set.slot, scope, None)
+        self.change(&mut family, set.slot, scope, None, &[])
     }
 }
 

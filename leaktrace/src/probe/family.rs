@@ -16,6 +16,7 @@ use std::{
     num::NonZeroU32,
     os::fd::AsRawFd as _,
     rc::{Rc, Weak},
+    thread,
 };
 
 use aya::{
@@ -26,7 +27,7 @@ use aya::{
     },
     sys::SyscallError,
 };
-use leaktrace_common::{binary::Cookie, process::Enrolment};
+use leaktrace_common::{binary::Cookie, event::Kind, process::Enrolment};
 
 use crate::target::Inode;
 
@@ -45,6 +46,31 @@ pub enum Scope {
     Process,
     /// Those of every process that runs the same file, so that several traced ones can share one set.
     File,
+}
+
+impl LinkSet {
+    /// Takes the probes off, the hottest first, without waiting for it.
+    ///
+    /// The kernel takes a breakpoint out at once, and then waits about 100 ms until no processor can still be in the
+    /// program; closing all in a row would leave the last in the target for the better part of a second.
+    fn take_off(mut self, hottest: &[Kind]) {
+        let heat = |point: &Point| {
+            let place = hottest.iter().position(|kind| *kind == point.kind);
+            place.unwrap_or(hottest.len())
+        };
+        let mut links: Vec<_> = self
+            .points
+            .iter()
+            .map(heat)
+            .zip(self.links.drain(..))
+            .collect();
+        links.sort_by_key(|(heat, _)| *heat);
+        let closing = thread::Builder::new().name("take probes off".to_owned());
+        // A thread that cannot be started drops what it was given, here and now.
+        if let Err(error) = closing.spawn(move || links.into_iter().for_each(drop)) {
+            tracing::debug!(%error, "probes are taken off without a thread");
+        }
+    }
 }
 
 /// The traced processes of one file.
@@ -150,7 +176,7 @@ impl Probes {
             points: in_order(request.points),
             own: None,
         });
-        let joined = self.settle(family, slot);
+        let joined = self.settle(family, slot, &[]);
         if joined.is_err() {
             family.leave(slot, &self.processes);
         }
@@ -164,6 +190,7 @@ impl Probes {
         slot: u16,
         scope: Scope,
         points: Option<&[Point]>,
+        hottest: &[Kind],
     ) -> Result<(), ProbeError> {
         let Some(member) = family.member(slot) else {
             return Ok(());
@@ -173,7 +200,7 @@ impl Probes {
         if let Some(points) = points {
             member.points = in_order(points);
         }
-        let changed = self.settle(family, slot);
+        let changed = self.settle(family, slot, hottest);
         if changed.is_err()
             && let Some(member) = family.member(slot)
         {
@@ -184,11 +211,16 @@ impl Probes {
 
     /// Makes what is on be what the members want. Nothing has changed after an error, which is about the process
     /// at `slot`, or says that the kernel takes no more probes.
-    fn settle(&mut self, family: &mut Family, slot: u16) -> Result<(), ProbeError> {
+    fn settle(
+        &mut self,
+        family: &mut Family,
+        slot: u16,
+        hottest: &[Kind],
+    ) -> Result<(), ProbeError> {
         if self.cookies && family.can_share() {
             self.share(family)
         } else {
-            self.separate(family, slot)
+            self.separate(family, slot, hottest)
         }
     }
 
@@ -206,14 +238,19 @@ impl Probes {
         for member in &family.members {
             self.enrol(member, number)?;
         }
-        drop(before);
-        for member in &mut family.members {
-            member.own = None;
+        let own = family.members.iter_mut().map(|member| member.own.take());
+        for set in own.chain([before]).flatten() {
+            set.take_off(&[]);
         }
         Ok(())
     }
 
-    fn separate(&mut self, family: &mut Family, slot: u16) -> Result<(), ProbeError> {
+    fn separate(
+        &mut self,
+        family: &mut Family,
+        slot: u16,
+        hottest: &[Kind],
+    ) -> Result<(), ProbeError> {
         let mut fresh = Vec::new();
         for (index, member) in family.members.iter_mut().enumerate() {
             let wanted = &member.points;
@@ -238,12 +275,20 @@ impl Probes {
             if let Some(member) = family.members.get_mut(index) {
                 match &set {
                     Some(set) if !set.points.is_empty() => self.enrol(member, set.number)?,
+                    // It pays for the old ones until they are off, so their hits go on being counted.
+                    Some(_) if self.cookies => {}
                     _ => strike(&self.processes, member.pid),
                 }
                 before.push(std::mem::replace(&mut member.own, set));
             }
         }
         before.push(family.shared.take());
+        // Without cookies the next set would count together with one that is still going.
+        if self.cookies {
+            for set in before.into_iter().flatten() {
+                set.take_off(hottest);
+            }
+        }
         Ok(())
     }
 

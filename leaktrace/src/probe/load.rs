@@ -25,6 +25,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Distinct creation stacks.
     pub stacks: u32,
+    /// Goroutines whose waits can be watched; 0 where no process is traced on level `full`.
+    pub waits: u32,
     /// Whether attach cookies are used; without them each process has probes of its own, and all probes of
     /// one kind must find their object in the same register.
     pub cookies: bool,
@@ -35,6 +37,7 @@ impl Default for LoadOptions {
         Self {
             ring_bytes: limits::RING_BYTES,
             stacks: limits::STACKS,
+            waits: limits::WAITS,
             cookies: has_cookies(),
         }
     }
@@ -55,6 +58,16 @@ impl Probes {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries("EVENTS", options.ring_bytes.next_power_of_two())
             .map_max_entries("STACKS", options.stacks)
+            // The kernel takes the memory of both at once, used or not; it has no maps without entries.
+            .map_max_entries("WAITS", options.waits.max(1))
+            .map_max_entries(
+                "WAIT_TOTALS",
+                if options.waits == 0 {
+                    1
+                } else {
+                    limits::WAIT_KINDS
+                },
+            )
             .override_global("HAS_COOKIES", &u32::from(options.cookies), true)
             .override_global("PID_NAMESPACE_DEVICE", &device, true)
             .override_global("PID_NAMESPACE_INODE", &inode, true)
@@ -73,7 +86,10 @@ impl Probes {
             stacks: take(&mut ebpf, "STACKS")?,
             lost: take(&mut ebpf, "LOST")?,
             hits: take(&mut ebpf, "HITS")?,
+            waits: take(&mut ebpf, "WAITS")?,
+            wait_totals: take(&mut ebpf, "WAIT_TOTALS")?,
             strangers: take(&mut ebpf, "STRANGERS")?,
+            allowance: take(&mut ebpf, "ALLOWANCE")?,
             processes: Rc::new(RefCell::new(take(&mut ebpf, "PROCESSES")?)),
             cookies: options.cookies,
             families: HashMap::new(),

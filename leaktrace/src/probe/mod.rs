@@ -5,11 +5,13 @@
 //! the end of this process in whatever way: the kernel ties them to file descriptors.
 
 mod attach;
+mod calibrate;
 mod family;
 mod load;
 mod plan;
 mod slots;
 mod trial;
+mod waits;
 
 use std::{
     cell::RefCell,
@@ -22,6 +24,7 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray},
 };
+pub use calibrate::Calibrator;
 use family::Family;
 pub use family::Scope;
 use leaktrace_common::{
@@ -29,11 +32,13 @@ use leaktrace_common::{
     event::{Kind, Loss},
     limits::STACK_DEPTH,
     process::Enrolment,
+    wait::{TotalsKey, Wait, WaitKey, WaitTotals},
 };
 pub use load::{FIRST_PID_NAMESPACE, LoadOptions, has_cookies};
 pub use plan::{Level, Plan, Point, binary_config, plan};
 use thiserror::Error;
 pub use trial::{Features, Offer, Trial, features, try_probe};
+pub use waits::BlockedTime;
 
 use crate::{
     address::{FileOffset, RuntimeAddr},
@@ -51,7 +56,10 @@ pub struct Probes {
     stacks: HashMap<MapData, u64, [u64; STACK_DEPTH]>,
     lost: PerCpuArray<MapData, u64>,
     hits: PerCpuArray<MapData, u64>,
+    waits: HashMap<MapData, WaitKey, Wait>,
+    wait_totals: HashMap<MapData, TotalsKey, WaitTotals>,
     strangers: PerCpuArray<MapData, u64>,
+    allowance: PerCpuArray<MapData, u64>,
     processes: Processes,
     /// Whether the programs are told by a cookie which set they belong to; without, no set is shared.
     cookies: bool,
@@ -75,6 +83,14 @@ impl Probes {
     #[must_use]
     pub fn hits(&self, set: &AttachedSet) -> [u64; Kind::COUNT as usize] {
         counters(&self.hits, set.slot())
+    }
+
+    /// Lets the probes of this set have so many more hits on each CPU; with 0 they return at once from now on.
+    ///
+    /// # Errors
+    /// When the kernel has no memory for it.
+    pub fn allow(&mut self, set: &AttachedSet, hits: u64) -> Result<(), ProbeError> {
+        slots::set_on_all_cpus(&mut self.allowance, u32::from(set.slot().0), hits)
     }
 
     /// Whether probes are told by a cookie what they are for.

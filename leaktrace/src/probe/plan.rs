@@ -152,6 +152,7 @@ pub fn binary_config(program: &Program) -> BinaryConfig {
         // On arm64 a stack that grew kept stale frame pointers until Go 1.21 (src/runtime/stack.go: adjustframe).
         frame_pointers: u32::from(program.arch == Arch::Amd64 || program.build.go.minor >= 21),
         filled: 0,
+        object_is_current_g: 0,
         registers: [0; Kind::COUNT as usize],
     }
 }

@@ -3,7 +3,7 @@
 use std::rc::{Rc, Weak};
 
 use aya::{
-    maps::{MapError, PerCpuValues},
+    maps::{MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use leaktrace_common::{
@@ -52,17 +52,15 @@ impl Probes {
                 Err(error) => return Err(map_error("stacks", &error)),
             }
         }
-        let cpus = nr_cpus().map_err(|(_, error)| map_error("counters", &error))?;
+        self.forget_waits(slot);
         for (table, stride) in [(&mut self.lost, Loss::COUNT), (&mut self.hits, Kind::COUNT)] {
             let row = u32::from(slot) * stride;
             for index in row..row + stride {
-                let zeros = PerCpuValues::try_from(vec![0; cpus])
-                    .map_err(|error| map_error("counters", &error))?;
-                table
-                    .set(index, zeros, 0)
-                    .map_err(|error| map_error("counters", &error))?;
+                set_on_all_cpus(table, index, 0)?;
             }
         }
+        // Whoever has a budget says so.
+        set_on_all_cpus(&mut self.allowance, u32::from(slot), u64::MAX)?;
         let filled = BinaryConfig {
             filled: 1,
             ..binary
@@ -71,6 +69,20 @@ impl Probes {
             .set(u32::from(slot), filled, 0)
             .map_err(|error| map_error("binaries", &error))
     }
+}
+
+/// Gives an entry the same value on every CPU.
+pub(super) fn set_on_all_cpus(
+    table: &mut PerCpuArray<MapData, u64>,
+    index: u32,
+    value: u64,
+) -> Result<(), ProbeError> {
+    let cpus = nr_cpus().map_err(|(_, error)| map_error("counters", &error))?;
+    let values =
+        PerCpuValues::try_from(vec![value; cpus]).map_err(|error| map_error("counters", &error))?;
+    table
+        .set(index, values, 0)
+        .map_err(|error| map_error("counters", &error))
 }
 
 pub(super) fn map_error(

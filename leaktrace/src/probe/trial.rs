@@ -52,7 +52,11 @@ pub fn try_probe() -> Result<Trial, ProbeError> {
     for kind in Kind::ALL {
         probes.program(kind)?;
     }
-    let (executable, offset, instruction) = own_instruction()?;
+    let Own {
+        executable,
+        offset,
+        instruction,
+    } = own_instruction(probed as *const () as u64)?;
     let absent = BinaryConfig::ABSENT;
     let text = instruction.text();
     let untraced = time_calls();
@@ -149,10 +153,20 @@ fn time_calls() -> u64 {
     u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// This executable, and the first instruction of [`probed`] that the kernel emulates: every call passes it once.
-fn own_instruction() -> Result<(File, FileOffset, Instruction), ProbeError> {
+/// An instruction of this very process.
+pub(super) struct Own {
+    /// This executable.
+    pub executable: File,
+    /// Where the instruction lies in it.
+    pub offset: FileOffset,
+    /// The instruction.
+    pub instruction: Instruction,
+}
+
+/// The first instruction that the kernel emulates of the function of this process at `entry`, if every call passes
+/// it once.
+pub(super) fn own_instruction(entry: u64) -> Result<Own, ProbeError> {
     let none = || ProbeError::NoTrial("leaktrace's own code has no instruction to try a probe on");
-    let entry = probed as *const () as u64;
     let maps = procfs::process::Process::myself()
         .and_then(|own| own.maps())
         .map_err(|_| ProbeError::NoTrial("/proc/self/maps cannot be read"))?;
@@ -173,7 +187,11 @@ fn own_instruction() -> Result<(File, FileOffset, Instruction), ProbeError> {
         })?;
     let instruction = first_emulated(own_arch(), VirtAddr(entry), &code).ok_or_else(none)?;
     let offset = FileOffset(start.0 + (instruction.address.0 - entry));
-    Ok((executable, offset, instruction))
+    Ok(Own {
+        executable,
+        offset,
+        instruction,
+    })
 }
 
 /// The first instruction that the kernel emulates, if control always comes to it.
@@ -213,8 +231,8 @@ mod tests {
 
     #[test]
     fn this_very_program_has_an_instruction_to_try() {
-        let (_, _, instruction) = own_instruction().expect("push, call or bl");
-        assert_eq!(instruction.execution, Some(Execution::Emulated));
+        let own = own_instruction(probed as *const () as u64).expect("push, call or bl");
+        assert_eq!(own.instruction.execution, Some(Execution::Emulated));
     }
 
     #[test]

@@ -67,6 +67,7 @@ fn by_symbol(view: &dyn CodeView) -> Option<Globals> {
         allp: sized("runtime.allp", 24)?,
         wait_reasons,
         wait_reason_count: table / STRING_HEADER,
+        semtable: view.symbol("runtime.semtable").map(|(address, _)| address),
     })
 }
 
@@ -80,6 +81,7 @@ pub fn by_code(view: &dyn CodeView) -> Result<Globals, GlobalsError> {
         allp: processor_list(view)?,
         wait_reasons,
         wait_reason_count,
+        semtable: semaphore_roots(view),
     })
 }
 
@@ -143,6 +145,23 @@ fn wait_reasons(view: &dyn CodeView) -> Result<(VirtAddr, u64), GlobalsError> {
             variable: "runtime.waitReasonStrings",
         }),
     }
+}
+
+/// `sema.go`, `semrelease1`: `root := semtable.rootFor(addr)` takes the address of the only variable that it names and
+/// that is zero at the start. A census can do without, so another code is no reason to refuse a program.
+fn semaphore_roots(view: &dyn CodeView) -> Option<VirtAddr> {
+    let listing = decode(view, "runtime.semrelease1").ok()?;
+    let mut variables = listing
+        .references()
+        .into_iter()
+        .filter(|reference| {
+            reference.usage == Usage::Address
+                && view.file_offset(reference.address).is_none()
+                && view.function_at(reference.address).is_none()
+        })
+        .map(|reference| reference.address);
+    let table = variables.next()?;
+    (table.0 % 8 == 0 && variables.all(|other| other == table)).then_some(table)
 }
 
 fn decode(view: &dyn CodeView, name: &'static str) -> Result<Listing, GlobalsError> {

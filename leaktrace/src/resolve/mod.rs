@@ -399,6 +399,9 @@ pub struct Globals {
     pub wait_reasons: VirtAddr,
     /// How many entries `wait_reasons` has.
     pub wait_reason_count: u64,
+    /// `runtime.semtable`: the roots of all trees of goroutines that wait for a semaphore, which is what a mutex or a
+    /// wait group is made of. `None` when neither symbol nor code tells.
+    pub semtable: Option<VirtAddr>,
 }
 
 /// What was found for one kind of event.

@@ -58,6 +58,9 @@ offsets! {
     g_goid: u32 = ["g.goid"],
     /// `g.waitsince`: when it blocked, in nanoseconds; set by the garbage collector only.
     g_waitsince: u32 = ["g.waitsince"],
+    /// `g.trackingSeq`, one byte: counts how often the goroutine stopped running (Go 1.17 and on; the table has it of the
+    /// releases that have a toolchain).
+    g_tracking_seq: Option<u32> = ["g.trackingSeq"],
     /// `g.waitreason`, one byte.
     g_waitreason: u32 = ["g.waitreason"],
     /// `g.parentGoid`, from Go 1.21.
@@ -125,12 +128,16 @@ offsets! {
     sudog_g: u32 = ["sudog.g"],
     /// `sudog.next`: in the queue of its channel.
     sudog_next: u32 = ["sudog.next"],
-    /// `sudog.waitlink`: in the list `g.waiting`.
+    /// `sudog.prev`: in the same queue; in the tree of a semaphore's root, `prev` and `next` are the children.
+    sudog_prev: u32 = ["sudog.prev"],
+    /// `sudog.waitlink`: in the list `g.waiting`; in the tree, the next waiter for the same semaphore.
     sudog_waitlink: u32 = ["sudog.waitlink"],
     /// `sudog.elem`; from Go 1.26 the second word of it, which holds while leaks are being looked for.
     sudog_elem: u32 = ["sudog.elem+maybeTraceablePtr.vu", "sudog.elem"],
     /// `sudog.c`, the `*hchan`; from Go 1.26 the second word of it.
     sudog_c: u32 = ["sudog.c+maybeTraceablePtr.vu", "sudog.c"],
+    /// `semaRoot.treap`: a tree of `sudog`s, one for each semaphore that somebody waits for.
+    sema_root_treap: u32 = ["semaRoot.treap"],
     /// `moduledata.text`: start of the code that the function table is relative to.
     moduledata_text: u32 = ["moduledata.text"],
     /// `moduledata.etext`.

@@ -159,6 +159,16 @@ impl Process {
         })
     }
 
+    /// What its threads have run in all, in nanoseconds of a core; `None` when it is gone.
+    #[must_use]
+    pub fn cpu_time_ns(&self) -> Option<u64> {
+        let clock =
+            nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(self.id.pid.0)).ok()?;
+        let time = clock.now().ok()?;
+        let seconds = u64::try_from(time.tv_sec()).ok()?;
+        Some(seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+    }
+
     /// Whether this very process (not a later one with its pid) still runs the program that it ran.
     #[must_use]
     pub fn is_alive(&self) -> bool {

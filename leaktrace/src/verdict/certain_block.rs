@@ -1,73 +1,61 @@
 //! `certain-block`: goroutines that nothing can ever wake.
 
-use super::{Evidence, Level, Rule};
+use super::{Config, Evidence, Level, Opinion, Rule, Wait};
 
-/// A send to or a receive from a nil channel blocks for ever (The Go Programming Language Specification, "Channel types").
+/// A send to or a receive from a nil channel, and a select without cases, block for ever (The Go Programming Language
+/// Specification, "Channel types" and "Select statements").
 pub(super) struct CertainBlock;
-
-fn blocked<'e>(evidence: &Evidence<'e>) -> impl Iterator<Item = (&'e str, u64)> {
-    evidence
-        .states
-        .iter()
-        .filter(|(state, count)| state.ends_with("(nil chan)") && *count > 0)
-        .map(|(state, count)| (state.as_str(), *count))
-}
 
 impl Rule for CertainBlock {
     fn name(&self) -> &'static str {
         "certain-block"
     }
 
-    fn check(&self, evidence: &Evidence<'_>) -> Level {
-        // One alone may be meant to wait for ever: dockerd 28 has one from its start. Nobody means a second.
-        match blocked(evidence).map(|(_, count)| count).sum() {
-            0 => Level::Ok,
-            1 => Level::Suspect,
-            _ => Level::Leak,
+    fn enabled(&self, config: &Config) -> bool {
+        config.certain_block.enabled
+    }
+
+    fn check(&self, evidence: &Evidence, config: &Config) -> Opinion {
+        if !evidence.is_goroutines() {
+            return Opinion::OK;
         }
-    }
-
-    fn explain(&self, evidence: &Evidence<'_>) -> String {
-        let count: u64 = blocked(evidence).map(|(_, count)| count).sum();
-        let state = blocked(evidence).next().map_or("", |(state, _)| state);
-        format!(
-            "{count} of {} {} in {state}: nothing can ever wake them",
-            evidence.count,
-            if evidence.count == 1 {
-                "goroutine is"
-            } else {
-                "goroutines are"
-            },
-        )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::judge;
-    use super::*;
-
-    fn level(states: &[(String, u64)]) -> Level {
-        judge(&Evidence {
-            things: "goroutines",
-            count: 3,
-            states,
-            samples: &[],
-            growth_per_minute: 0.0,
-        })
-        .level
-    }
-
-    #[test]
-    fn a_nil_channel_is_certain_at_once() {
-        assert_eq!(
-            level(&[("chan send (nil chan)".to_owned(), 2)]),
-            Level::Leak
+        let new = evidence.tally.certain_and_new;
+        let (nil, no_cases) = (
+            evidence.waiting(Wait::NilChannel),
+            evidence.waiting(Wait::NoCases),
         );
-        assert_eq!(
-            level(&[("chan send (nil chan)".to_owned(), 1)]),
-            Level::Suspect
-        );
-        assert_eq!(level(&[("chan send".to_owned(), 3)]), Level::Ok);
+        // One alone may be meant to wait for ever: dockerd 28 has one on a nil channel from its start. Nobody means a second,
+        // or one that begins while the program runs.
+        let on_nil = match nil {
+            0 => Level::Ok,
+            1 if new == 0 => Level::Suspect,
+            _ => Level::Leak,
+        };
+        // An empty select is written on purpose; what is wrong is how many get there.
+        let in_select = match no_cases {
+            0 | 1 => Level::Ok,
+            many if many >= config.certain_block.no_cases => Level::Leak,
+            _ if new > 1 => Level::Suspect,
+            _ => Level::Ok,
+        };
+        let (level, wait, stuck) = if on_nil >= in_select {
+            (on_nil, Wait::NilChannel, nil)
+        } else {
+            (in_select, Wait::NoCases, no_cases)
+        };
+        if level <= Level::Ok {
+            return Opinion::OK;
+        }
+        let verb = if stuck == 1 { "is" } else { "are" };
+        Opinion {
+            level,
+            sentence: format!(
+                "{stuck} of {} {verb} {}: nothing can ever wake {}",
+                evidence.things(evidence.count),
+                wait.words(),
+                if stuck == 1 { "it" } else { "them" },
+            ),
+            certain: true,
+        }
     }
 }

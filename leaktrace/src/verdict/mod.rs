@@ -1,16 +1,46 @@
 //! Is it a leak? Rules look at the evidence about one call site and say ok, suspect or leak, with a sentence.
+//!
+//! Each rule is a small value with a name in kebab case, under which [`Config`] holds its thresholds and its switch. A rule
+//! judges one moment and remembers nothing; [`Standings`] remembers what was judged of each site, and lets a verdict come
+//! and go only when several counts agree.
 
 mod certain_block;
+mod config;
+mod evidence;
+mod gather;
 mod growing;
+mod looping;
+mod old_outlier;
+mod remedy;
+mod span;
+mod stalled;
+mod standing;
+mod stuck_and_growing;
+mod timer_pile_up;
+mod unstopped_ticker;
+mod wait;
+
+#[cfg(test)]
+mod tests;
 
 use serde::Serialize;
 
-use crate::ledger::Sample;
+pub use config::*;
+pub use evidence::{Around, Evidence, Place, Subject, Tally, Usual};
+pub use gather::Moment;
+pub use remedy::{Shape, remedy};
+pub use span::{Profile, Rise, SPANS, Span, WINDOWS};
+pub use standing::{Standing, Standings};
+pub use wait::{WAITS, Wait};
 
 /// How sure we are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
+    /// Too little was seen to say.
+    #[default]
+    #[serde(rename = "ok")]
+    NotYet,
     /// Nothing is wrong as far as can be seen.
     Ok,
     /// It looks like a leak, and could still be something else.
@@ -19,60 +49,85 @@ pub enum Level {
     Leak,
 }
 
-/// What is known of one call site.
-#[derive(Clone, Debug)]
-pub struct Evidence<'e> {
-    /// "goroutines" or "timers".
-    pub things: &'static str,
-    /// Alive now.
-    pub count: u64,
-    /// How many are in each state (goroutines).
-    pub states: &'e [(String, u64)],
-    /// How many were alive over time, oldest first.
-    pub samples: &'e [Sample],
-    /// From the first to the last reading.
-    pub growth_per_minute: f64,
-}
-
-/// What the rules found.
+/// What one rule makes of the evidence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Opinion {
     /// How sure.
     pub level: Level,
-    /// Name of the rule that decided; "" when ok.
-    pub rule: &'static str,
-    /// The evidence as a sentence; "" when ok.
+    /// The evidence as a sentence; "" up to ok.
     pub sentence: String,
+    /// Memory proves it: no second look is needed.
+    pub certain: bool,
+}
+
+impl Opinion {
+    /// Too little was seen.
+    pub(crate) const NOT_YET: Self = Self {
+        level: Level::NotYet,
+        sentence: String::new(),
+        certain: false,
+    };
+    /// Nothing is wrong.
+    pub(crate) const OK: Self = Self {
+        level: Level::Ok,
+        sentence: String::new(),
+        certain: false,
+    };
+
+    fn new(level: Level, sentence: String) -> Self {
+        Self {
+            level,
+            sentence,
+            certain: false,
+        }
+    }
 }
 
 /// One way to recognise a leak.
 trait Rule {
     /// Its name, in kebab case.
     fn name(&self) -> &'static str;
+    /// Whether it is to be asked.
+    fn enabled(&self, config: &Config) -> bool;
     /// What it makes of the evidence.
-    fn check(&self, evidence: &Evidence<'_>) -> Level;
-    /// The evidence as a sentence, for a level above ok.
-    fn explain(&self, evidence: &Evidence<'_>) -> String;
+    fn check(&self, evidence: &Evidence, config: &Config) -> Opinion;
 }
 
-/// The verdict of the most severe rule; of equals, the first.
+/// All rules; of those that are equally sure, the first decides.
+const RULES: [&dyn Rule; 8] = [
+    &certain_block::CertainBlock,
+    &stuck_and_growing::StuckAndGrowing,
+    &looping::Looping,
+    &stalled::Stalled,
+    &growing::Growing,
+    &unstopped_ticker::UnstoppedTicker,
+    &timer_pile_up::TimerPileUp,
+    &old_outlier::OldOutlier,
+];
+
+/// The names of all rules.
+pub fn rules() -> impl Iterator<Item = &'static str> {
+    RULES.iter().map(|rule| rule.name())
+}
+
+/// The opinion of the most severe rule at this moment, and its name; of equals, the first.
 #[must_use]
-pub fn judge(evidence: &Evidence<'_>) -> Verdict {
-    let rules: [&dyn Rule; 2] = [&certain_block::CertainBlock, &growing::Growing];
-    let mut verdict = Verdict {
-        level: Level::Ok,
-        rule: "",
-        sentence: String::new(),
-    };
-    for rule in rules {
-        let level = rule.check(evidence);
-        if level > verdict.level {
-            verdict = Verdict {
-                level,
-                rule: rule.name(),
-                sentence: rule.explain(evidence),
-            };
+pub fn judge(evidence: &Evidence, config: &Config) -> (&'static str, Opinion) {
+    let mut worst = ("", Opinion::NOT_YET);
+    for rule in RULES.iter().filter(|rule| rule.enabled(config)) {
+        let opinion = rule.check(evidence, config);
+        if opinion.level > worst.1.level {
+            worst = (rule.name(), opinion);
         }
     }
-    verdict
+    worst
+}
+
+/// " in 45 s", " in 12 minutes", " in 3 hours".
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7199 => format!("{} minutes", seconds / 60),
+        _ => format!("{} hours", seconds / 3600),
+    }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 use crate::clock::monotonic_ns;
 use crate::event::Lives;
 use crate::export::Report;
-use crate::fleet::Fleet;
+use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::resolve::Refusal;
 use crate::session::{Depth, PATIENCE};
@@ -39,6 +39,8 @@ pub struct Settings {
     pub manner: Manner,
     /// Those that are watched in another way: the first that matches counts.
     pub special: Vec<(Patterns, Manner)>,
+    /// What the targets may lose. Read at the start only.
+    pub budget: Budget,
     /// Where the kubelet keeps logs.
     pub pod_logs: PathBuf,
 }
@@ -53,6 +55,11 @@ pub struct Manner {
 }
 
 impl Settings {
+    fn richest_level(&self) -> Level {
+        let special = self.special.iter().map(|(_, manner)| manner.level);
+        special.fold(self.manner.level, Level::max)
+    }
+
     fn manner(&self, subject: Subject<'_>) -> Manner {
         let mut special = self.special.iter();
         let found = special.find(|(whom, _)| whom.matches(subject));
@@ -119,7 +126,7 @@ impl Watcher {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            fleet: Fleet::default(),
+            fleet: Fleet::new(settings.richest_level(), settings.budget),
             lives: None,
             roster: Roster::default(),
             pods: Pods::at(&settings.pod_logs),
@@ -473,10 +480,9 @@ impl Watcher {
                 continue;
             }
             let manner = self.settings.manner(subject);
-            if manner.level != traced.manner.level
-                && let Err(error) = self.fleet.change_level(traced.id, manner.level)
-            {
-                tracing::warn!(pid = pid.0, "the probes stay as they are: {error:#}");
+            if manner.level != traced.manner.level {
+                // Taken in anew: its history begins again, as its events do.
+                unwanted.insert(*pid);
                 continue;
             }
             traced.manner = manner;

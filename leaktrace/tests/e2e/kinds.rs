@@ -257,14 +257,21 @@ fn garbled_names_are_refused() {
 
 #[test]
 fn packed_programs_are_refused() {
-    let Some(mut copy) = Copy::new("1.27.3", Variant::STRIPPED) else {
+    let (Some(()), Some(mut upx)) = (needs::root(), needs::upx()) else {
         return;
     };
-    // Where UPX puts its mark: behind the program headers.
-    let count = u64::from(copy.bytes[0x38]);
-    let end = usize::try_from(64 + count * 56).expect("small");
-    copy.bytes[end + 4..end + 8].copy_from_slice(b"UPX!");
-    refuses(&copy.path(), "packed with UPX");
+    let Some(executable) = needs::fixture("mixed-states", "1.27.3", Variant::STRIPPED) else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let packed = folder.path().join("packed");
+    upx.args(["-q", "-1", "-o"]).arg(&packed).arg(executable);
+    let output = upx.output().expect("the loader starts");
+    assert!(output.status.success(), "{output:?}");
+    refuses(&packed, "packed with UPX");
+    // While it runs there is Go in its memory, but not in its file.
+    let program = Program::start(&packed, &[]).expect("fixtures start");
+    refuses_process(program.pid(), "packed with UPX");
 }
 
 /// A child that is killed when dropped.

@@ -5,6 +5,9 @@
 //! `cargo xtask test` prints it.
 
 mod bad_input;
+mod blocked;
+mod budget;
+mod catalogue;
 mod check;
 mod daemon;
 mod detach;
@@ -15,6 +18,7 @@ mod inspect;
 mod kinds;
 mod matrix;
 mod needs;
+mod noise;
 mod prometheus;
 mod record;
 mod report;

@@ -20,19 +20,19 @@ pub fn root() -> Option<()> {
 
 /// A fixture built with this Go release.
 pub fn fixture(name: &str, go: &str, variant: Variant) -> Option<PathBuf> {
-    let Some(toolchain) = Toolchain::find(go) else {
-        return skip(&format!("needs go {go}: cargo xtask go {go}"));
-    };
-    Some(build::build(name, &toolchain, variant).expect("fixtures compile"))
+    Some(build::build(name, &toolchain(go)?, variant).expect("fixtures compile"))
 }
 
-/// A Go release.
+/// A Go release, such as "1.27.3"; "1.19" is Debian's.
 pub fn toolchain(go: &str) -> Option<Toolchain> {
     let found = Toolchain::find(go);
-    if found.is_none() {
-        skip::<()>(&format!("needs go {go}: cargo xtask go {go}"));
+    if found.is_some() {
+        return found;
     }
-    found
+    skip(&match go {
+        "1.19" => "needs Debian's Go 1.19: apt-get install golang-1.19-go".to_owned(),
+        _ => format!("needs go {go}: cargo xtask go {go}"),
+    })
 }
 
 /// A core file of a running process, made by gdb while it is stopped; it goes on afterwards.
@@ -97,6 +97,24 @@ pub fn esbuild(package: &str, version: &str) -> Option<PathBuf> {
     ))
 }
 
+/// The packer UPX, of a newer Debian than this machine's may be: run by that one's loader, with its libraries.
+pub fn upx() -> Option<Command> {
+    let suite = target_dir().join("servers/trixie");
+    let loader = suite.join("libc6/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+    let packer = suite.join("upx-ucl/usr/bin/upx-ucl");
+    if !loader.is_file() || !packer.is_file() {
+        return skip("needs UPX: cargo xtask tools");
+    }
+    let libraries = ["libc6", "libucl1", "libstdc++6", "libgcc-s1", "zlib1g"];
+    let libraries = libraries.map(|package| suite.join(package).join("usr/lib/x86_64-linux-gnu"));
+    let mut command = Command::new(loader);
+    command
+        .arg("--library-path")
+        .arg(std::env::join_paths(libraries).expect("no colon is in a path of ours"))
+        .arg(packer);
+    Some(command)
+}
+
 /// The C compiler, which Go links programs with that have C code in them.
 pub fn gcc() -> Option<()> {
     if Command::new("gcc").arg("--version").output().is_ok() {
@@ -120,6 +138,16 @@ pub fn skip<T>(reason: &str) -> Option<T> {
         .expect("a line is written");
     }
     None
+}
+
+/// How many files a Go program that a test starts may have open: it raises the soft limit to the hard one itself.
+pub fn descriptors() -> u64 {
+    let limits = fs::read_to_string("/proc/self/limits").expect("Linux tells its limits");
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let hard = line.and_then(|line| line.split_whitespace().nth(4));
+    hard.map_or(0, |limit| limit.parse().unwrap_or(u64::MAX))
 }
 
 /// A pid that no process has: the kernel gives out only smaller ones.

@@ -90,19 +90,24 @@ impl Tool {
 
     /// Starts `record --format json` on a process, for longer than any test takes.
     pub fn record(pid: u32, output: &Path) -> Self {
+        Self::record_with(pid, output, &[])
+    }
+
+    /// The same with more arguments, which may tell another duration.
+    pub fn record_with(pid: u32, output: &Path, arguments: &[&str]) -> Self {
         let pid = pid.to_string();
         let mut command = leaktrace();
-        command.args([
-            "record",
-            "--pid",
-            &pid,
-            "--duration",
-            "1h",
-            "--format",
-            "json",
-            "-o",
-        ]);
-        Self::spawn(command.arg(output))
+        command.args(["record", "--pid", &pid, "--format", "json", "-o"]);
+        command.arg(output).args(arguments);
+        if !arguments.contains(&"--duration") {
+            command.args(["--duration", "1h"]);
+        }
+        Self::spawn(&mut command)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal.

@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use leaktrace::address::RuntimeAddr;
 use leaktrace::census::{
-    self, Anchors, Census, CensusError, Layout, Memory, MemoryError, Piece, TimerFunctions, waits,
+    self, Anchors, Census, CensusError, Layout, Memory, MemoryError, Piece, SemaphoreTable,
+    TimerFunctions, semaphores::semaphores, waits,
 };
 use leaktrace::resolve::offsets::{self, Offsets};
 
@@ -15,6 +16,7 @@ const ALLGLEN: u64 = 0x1000;
 const ALLGPTR: u64 = 0x1008;
 const ALLP: u64 = 0x1010;
 const REASONS: u64 = 0x1100;
+const SEMAPHORES: u64 = 0x2000;
 /// An array that goes on for ever.
 const ARRAY: u64 = 0x1_0000_0000;
 /// More than any of these may take.
@@ -71,6 +73,10 @@ fn layout(offsets: &Offsets) -> Layout {
         allp: RuntimeAddr(ALLP),
         wait_reasons: RuntimeAddr(REASONS),
         wait_reason_count: 40,
+        semaphores: Some(SemaphoreTable {
+            roots: RuntimeAddr(SEMAPHORES),
+            stride: 64,
+        }),
         offsets: offsets.clone(),
         timer_functions: TimerFunctions::default(),
         anchors: Anchors::default(),
@@ -281,8 +287,31 @@ fn a_circle_of_channels_ends() {
     assert_eq!(census.goroutines.len(), 1);
     let names = vec!["select".to_owned(); 256];
     let memory = Forged::new(word);
-    let waits = waits::walk(&memory, &layout(offsets), &names, &census.goroutines);
+    let waits = waits::channels(&memory, &layout(offsets), &names, &census.goroutines);
     let waits = waits.expect("it is all mapped");
     assert!((1..100).contains(&waits.edges.len()));
     assert!(memory.calls.get() < 200);
+}
+
+/// A table of semaphores in which every word is the address of a `sudog` of the one goroutine there is.
+#[test]
+fn a_forest_of_semaphores_ends() {
+    let offsets = &releases()[1];
+    let g = ARRAY * 2;
+    let status = g + u64::from(offsets.g_atomicstatus & !7);
+    let lists = [(ALLGLEN, 1), (ALLGPTR, ARRAY)];
+    let word = |at: u64| match at {
+        ARRAY => Some(g),
+        _ if at == status => Some(4 | 4 << 32),
+        _ if at >= ARRAY * 3 && at % 256 == u64::from(offsets.sudog_g) => Some(g),
+        _ => Some(ARRAY * 3 + (at * 256) % (1 << 40)),
+    };
+    let (census, _) = take(offsets, &lists, word);
+    let census = census.expect("it is all mapped");
+    assert_eq!(census.goroutines.len(), 1);
+    let names = vec!["sync.Mutex.Lock".to_owned(); 256];
+    let memory = Forged::new(word);
+    let waits = semaphores(&memory, &layout(offsets), &names, &census.goroutines);
+    assert!(waits.expect("it is all mapped").edges.len() <= 1);
+    assert!(memory.calls.get() < 200, "{}", memory.calls.get());
 }

@@ -215,6 +215,7 @@ pub fn offsets(minor: u32) -> BinaryConfig {
         armed_in_registers: u32::from(minor >= 23),
         frame_pointers: 1,
         filled: 0,
+        object_is_current_g: 0,
         registers: [0; Kind::COUNT as usize],
     }
 }

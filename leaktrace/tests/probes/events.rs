@@ -44,8 +44,6 @@ pub fn kind(event: &Event) -> Kind {
     match event.change {
         Change::Born { .. } => Kind::Born,
         Change::Ended(_) => Kind::Ended,
-        Change::Parked { .. } => Kind::Parked,
-        Change::Readied(_) => Kind::Readied,
         Change::Armed { .. } => Kind::Armed,
         Change::Stopped { .. } => Kind::Stopped,
         Change::Rearmed(_) => Kind::Rearmed,
@@ -87,10 +85,9 @@ pub fn goroutine_events(events: &[Event]) -> impl Iterator<Item = GoroutineEvent
                 goroutine,
                 parent,
                 stack,
+                ..
             } => (goroutine, parent, stack),
-            Change::Parked { goroutine, .. }
-            | Change::Ended(goroutine)
-            | Change::Readied(goroutine) => (goroutine, None, None),
+            Change::Ended(goroutine) => (goroutine, None, None),
             _ => return None,
         };
         Some(GoroutineEvent {

@@ -15,13 +15,13 @@ mod timers;
 use std::collections::HashSet;
 
 use leaktrace::{
-    event::{Event, Goid, Ring},
+    event::{Goid, Ring},
     probe::{LoadOptions, ProbeError, Probes},
 };
 use leaktrace_common::event::{Kind, Loss};
 
 use binary::Binary;
-use events::{births, collect, count, goroutine_events, kind, settle};
+use events::{births, collect, count, goroutine_events, settle};
 use program::{Program, on_each_release};
 
 #[test]
@@ -38,8 +38,11 @@ fn births_and_ends_are_exact_and_carry_their_stack() {
         program.tell("leak 100");
         // The leaked ones block some time after the program's answer.
         let events = collect(&mut ring, |events| {
-            let parked = |event: &&Event| kind(event) == Kind::Parked;
-            events.iter().filter(parked).count() >= 100 && count(events) == probes.hits(&set)
+            let mut hits = probes.hits(&set);
+            // Parks and wake-ups leave no events.
+            let parked = std::mem::take(&mut hits[Kind::Parked as usize]);
+            hits[Kind::Readied as usize] = 0;
+            parked >= 100 && count(events) == hits
         });
         let goroutines: Vec<_> = goroutine_events(&events).collect();
         let born = |function| births(&goroutines, &binary, function);
@@ -74,12 +77,12 @@ fn births_and_ends_are_exact_and_carry_their_stack() {
             assert!(callers.contains(&"main.main"), "{callers:?}");
             assert_eq!(callers.last(), Some(&"runtime.goexit"), "{callers:?}");
         }
-        let blocked = goroutines
-            .iter()
-            .filter(|event| event.kind == Kind::Parked)
-            .filter(|event| leaked.iter().any(|birth| birth.goid == event.goid));
-        assert_eq!(blocked.count(), 100, "each leaked goroutine parks once");
-        assert!(goroutines.iter().any(|event| event.kind == Kind::Readied));
+        for birth in &leaked {
+            let since = probes.blocked_since(&set, birth.g, birth.goid);
+            assert!(since.is_some(), "goroutine {} is blocked", birth.goid);
+        }
+        let waits = probes.blocked_times(&set);
+        assert!(waits.iter().any(|wait| wait.totals.lengths.count() > 0));
 
         assert_eq!(probes.lost(&set), [0; Loss::COUNT as usize]);
         println!("hits {:?}", probes.hits(&set));
@@ -104,6 +107,7 @@ fn what_does_not_fit_is_counted() {
             cookies: leaktrace::probe::has_cookies(),
             ring_bytes: 4096,
             stacks: 1,
+            waits: 0,
         };
         let (mut probes, mut ring) = Probes::load(&small).expect("loading");
         let binary = Binary::open(binary, minor);
@@ -113,11 +117,11 @@ fn what_does_not_fit_is_counted() {
         program.tell("spawn 1000");
         program.tell("leak 1000");
         let arrived = settle(&mut ring).len() as u64;
-        let [ring_full, _, read_fault, unknown_slot] = probes.lost(&set);
+        let [ring_full, _, read_fault, unknown_slot, _, over_budget] = probes.lost(&set);
         let hits = probes.hits(&set)[Kind::Born as usize];
         assert!(ring_full > 0);
         assert_eq!(arrived + ring_full, hits);
-        assert_eq!((read_fault, unknown_slot), (0, 0));
+        assert_eq!((read_fault, unknown_slot, over_budget), (0, 0, 0));
         program.tell("leak 10");
         assert!(settle(&mut ring).len() >= 10);
         let [_, stacks_full, ..] = probes.lost(&set);

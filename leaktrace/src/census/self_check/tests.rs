@@ -41,6 +41,7 @@ impl Program {
             allp: at(GLOBALS + 16),
             wait_reasons: at(NAMES),
             wait_reason_count: release.wait_reasons.len() as u64,
+            semaphores: None,
             offsets: release.offsets.clone(),
             timer_functions: TimerFunctions::default(),
             anchors: Anchors {

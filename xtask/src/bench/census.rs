@@ -1,4 +1,4 @@
-//! `cargo xtask bench --census`: what counting everything costs, from a thousand goroutines to a million.
+//! What counting everything costs, from a thousand goroutines to a million.
 //!
 //! The program has a thousand call sites; it is generated, since nobody writes such a program by hand.
 
@@ -13,7 +13,9 @@ use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
 
-use crate::{bench, demo, go};
+use super::slow_down::Tracer;
+use super::{Section, Setup, plot};
+use crate::go;
 
 /// Lines that start goroutines.
 const SITES: usize = 1000;
@@ -24,52 +26,69 @@ const FOR_DELVE: u32 = 100_000;
 /// Readings of each size, of which the median counts.
 const READINGS: usize = 5;
 
-/// Measures, and prints a table.
-pub fn run(version: &str, pairs: u32) -> Result<()> {
-    let leaktrace = demo::build_leaktrace()?;
-    let toolchain = go::install(version)?;
+/// Measures.
+pub fn run(setup: &Setup) -> Result<Section> {
+    let toolchain = go::install(&setup.go)?;
     let program = build(&toolchain)?;
-    println!(
-        "leaktrace snapshot --format json of N goroutines at {SITES} call sites, Go {version}, medians of {READINGS}\n"
+    let mut text = format!(
+        "`leaktrace snapshot --format json` of so many goroutines at {SITES} call sites, Go {}, medians of {READINGS}:\n\n\
+         | goroutines | CPU | wall | memory |\n|--:|--:|--:|--:|\n",
+        setup.go
     );
-    println!("goroutines  CPU seconds  wall seconds  memory");
-    let mut at_delve = 0.0;
+    let mut points = Vec::new();
+    let mut by_delve = String::new();
     for count in [1_000, 10_000, FOR_DELVE, 1_000_000] {
+        eprintln!("{count} goroutines");
         let target = Program::start(&program, &["-n", &count.to_string()])?;
         let pid = target.pid().to_string();
         let mut readings = (0..READINGS)
-            .map(|_| measure(&leaktrace, &pid, count))
+            .map(|_| measure(&setup.leaktrace, &pid, count))
             .collect::<Result<Vec<_>>>()?;
         readings.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
         let median = &readings[READINGS / 2];
-        println!(
-            "{count:>10}  {:>11.3}  {:>12.3}  {:>4} MB",
+        let _ = writeln!(
+            text,
+            "| {count} | {:.3} s | {:.3} s | {} MB |",
             median.cpu, median.wall, median.megabytes
         );
+        points.push((f64::from(count), median.cpu));
         if count == FOR_DELVE {
-            at_delve = median.wall;
-            delve(&pid, at_delve)?;
+            by_delve = delve(&pid, median.wall)?;
         }
     }
-    ensure!(at_delve > 0.0, "nothing was measured");
-    slow_down(&leaktrace, &program, pairs)
+    text += &by_delve;
+    text += &slow_down(setup, &program)?;
+    text += "\n![census](cost-census.svg)\n";
+    Ok(Section {
+        markdown: text,
+        plots: vec![(
+            "cost-census.svg",
+            plot::line(
+                "CPU time of a snapshot",
+                "goroutines",
+                "seconds of CPU time",
+                &points,
+            ),
+        )],
+    })
 }
 
 /// What a program with many goroutines loses while it is counted once a second.
-fn slow_down(leaktrace: &Path, program: &Path, pairs: u32) -> Result<()> {
+fn slow_down(setup: &Setup, program: &Path) -> Result<String> {
     let count = FOR_DELVE.to_string();
-    let costs = bench::measure(program, &["-n", &count, "-work"], pairs, |pid| {
-        let mut command = Command::new(leaktrace);
+    let flags = ["-n", &count, "-work"];
+    let costs = super::slow_down::measure(program, &flags, setup.pairs, 3, |pid| {
+        let mut command = Command::new(&setup.leaktrace);
         command.args(["daemon", "--events", "none", "--interval", "1s"]);
         command.args(["--listen", "127.0.0.1:0", "--pid", &pid.to_string()]);
-        bench::Tracer::start(&mut command, "leaktrace daemon", None)
+        Tracer::start(&mut command, "leaktrace daemon", None)
     })?;
-    println!(
-        "\n{FOR_DELVE} goroutines counted once a second, {pairs} stretches with and without in turn:\n\
-         the work that the program does meanwhile takes {:+.1} % longer",
-        costs.slow_down()
-    );
-    Ok(())
+    Ok(format!(
+        "\n{FOR_DELVE} goroutines counted once a second: the work that the program does meanwhile takes {:.3} × as long\n\
+         (median of {} pairs).\n",
+        costs.ratio(),
+        setup.pairs
+    ))
 }
 
 struct Reading {
@@ -116,7 +135,7 @@ fn measure(leaktrace: &Path, pid: &str, count: u32) -> Result<Reading> {
 }
 
 /// The same list by Delve, which stops the process for it.
-fn delve(pid: &str, ours: f64) -> Result<()> {
+fn delve(pid: &str, ours: f64) -> Result<String> {
     let begin = Instant::now();
     let started = Command::new("dlv")
         .args(["attach", pid, "--allow-non-terminal-interactive=true"])
@@ -125,19 +144,21 @@ fn delve(pid: &str, ours: f64) -> Result<()> {
         .stderr(Stdio::null())
         .spawn();
     let Ok(mut child) = started else {
-        println!("{FOR_DELVE:>10}  by Delve: not installed (apt-get install delve)");
-        return Ok(());
+        return Ok(
+            "\nDelve, which would list the same, is not installed (apt-get install delve).\n"
+                .to_owned(),
+        );
     };
     let mut stdin = child.stdin.take().context("stdin is piped")?;
     std::io::Write::write_all(&mut stdin, b"goroutines -t 1\nquit\nn\n")?;
     drop(stdin);
     child.wait()?;
     let took = begin.elapsed().as_secs_f64();
-    println!(
-        "{FOR_DELVE:>10}  by Delve (goroutines -t 1): {took:.1} s of wall time, the process stopped: {:.0} times as long",
+    Ok(format!(
+        "\nDelve lists {FOR_DELVE} (`goroutines -t 1`) in {took:.1} s of wall time, with the process stopped: {:.0} times as\n\
+         long.\n",
         took / ours
-    );
-    Ok(())
+    ))
 }
 
 fn build(toolchain: &Toolchain) -> Result<PathBuf> {

@@ -1,0 +1,235 @@
+//! What does one hit cost on this machine? Measured on functions of this very process.
+//!
+//! The probes on them stay: nobody else calls the functions, so they cost nothing, and measuring again takes a
+//! few milliseconds. The programs do there what they do in a Go program: they read the fields of a goroutine,
+//! which is made up here, walk its stack, and leave a record.
+
+use std::{hint::black_box, num::NonZeroU32, process};
+
+use leaktrace_common::{binary::BinaryConfig, event::Kind};
+use nix::time::{ClockId, clock_gettime};
+
+use super::{
+    AttachRequest, AttachedSet, Point, ProbeError, Probes, Scope,
+    trial::{Own, own_instruction},
+};
+use crate::{
+    budget::{Calibration, median},
+    event::Slot,
+    resolve::Execution,
+};
+
+/// Calls that are timed in one go, so that reading the clock does not count.
+const CALLS: u64 = 50;
+
+/// Readings, of which the median counts: some fall into what else the machine does.
+const READINGS: usize = 15;
+
+/// Frames of the stack that is walked: as deep as stacks of servers are where they start goroutines.
+const FRAMES: u64 = 8;
+
+/// The probes on this process.
+pub struct Calibrator {
+    attached: AttachedSet,
+    goroutine: Box<[u64]>,
+}
+
+impl Calibrator {
+    /// Puts the probes on.
+    ///
+    /// # Errors
+    /// When probes cannot be put on this process.
+    pub fn attach(probes: &mut Probes) -> Result<Self, ProbeError> {
+        let goroutine = goroutine();
+        let points = [
+            (Kind::Ended, own_instruction(plain as *const () as u64)?),
+            (Kind::Born, own_instruction(with_stack as *const () as u64)?),
+        ];
+        let [(_, Own { executable, .. }), _] = &points;
+        let attached = probes.attach(&AttachRequest {
+            executable,
+            pid: NonZeroU32::new(process::id()).ok_or(ProbeError::TargetGone(0))?,
+            binary: binary(),
+            points: &points.each_ref().map(|(kind, own)| Point {
+                kind: *kind,
+                offset: own.offset,
+                bytes: own.instruction.bytes.clone(),
+                register: FIRST_ARGUMENT,
+                execution: Execution::Emulated,
+            }),
+            scope: Scope::Process,
+        })?;
+        Ok(Self {
+            attached,
+            goroutine,
+        })
+    }
+
+    /// The slot of what it leaves in the ring, which means nothing.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.attached.slot()
+    }
+
+    /// Measures. Takes some milliseconds.
+    #[must_use]
+    pub fn measure(&self) -> Calibration {
+        let object = self.goroutine.as_ptr() as u64;
+        let untraced = time(|| never_probed(object));
+        let emulated_ns = (time(|| plain(object)) - untraced).max(1.0);
+        let stack = time(|| with_stack(object)) - untraced;
+        Calibration {
+            emulated_ns,
+            // The kernel traps once more, and the processor loses what it had prepared. Such sites are the last
+            // resort, so their cost is not measured but put high.
+            stepped_ns: emulated_ns * STEPPED,
+            stack_ns: (stack - emulated_ns).max(0.0),
+        }
+    }
+}
+
+/// How much dearer a single-stepped instruction is, at the most: doc/cost.md has what it is on one machine.
+const STEPPED: f64 = 25.0;
+
+/// Nanoseconds of this thread's own time for one call.
+fn time(call: impl Fn() -> u64) -> f64 {
+    let mut readings = [0.0; READINGS];
+    for reading in &mut readings {
+        let begin = own_time();
+        for _ in 0..CALLS {
+            black_box(call());
+        }
+        *reading = (own_time() - begin) / CALLS as f64;
+    }
+    median(&mut readings)
+}
+
+/// CLOCK_THREAD_CPUTIME_ID in nanoseconds: what other threads do on this processor meanwhile does not count.
+fn own_time() -> f64 {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(0.0, |time| {
+        time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64
+    })
+}
+
+// Three functions that a compiler cannot take for one.
+
+#[inline(never)]
+extern "C" fn plain(object: u64) -> u64 {
+    if object < 11 {
+        return never_called(object);
+    }
+    object.wrapping_add(11)
+}
+
+#[inline(never)]
+extern "C" fn with_stack(object: u64) -> u64 {
+    if object < 22 {
+        return never_called(object);
+    }
+    object.wrapping_add(22)
+}
+
+#[inline(never)]
+extern "C" fn never_probed(object: u64) -> u64 {
+    if object < 33 {
+        return never_called(object);
+    }
+    object.wrapping_add(33)
+}
+
+#[inline(never)]
+extern "C" fn never_called(object: u64) -> u64 {
+    black_box(object)
+}
+
+/// The register of a C function's first argument (hardware number).
+const FIRST_ARGUMENT: u8 = if cfg!(target_arch = "aarch64") { 0 } else { 7 };
+
+/// Where the made-up goroutine has its fields: the m that it runs on is in the same place, and so is that m's goroutine.
+fn binary() -> BinaryConfig {
+    let absent = BinaryConfig::ABSENT;
+    BinaryConfig {
+        g_stack: 0,
+        g_m: 16,
+        m_curg: 16,
+        g_sched_bp: 24,
+        g_goid: 32,
+        g_gopc: 40,
+        g_startpc: 48,
+        g_parent_goid: 56,
+        g_waitreason: absent,
+        timer_when: absent,
+        timer_period: absent,
+        timer_f: absent,
+        timer_arg: absent,
+        frame_pointers: 1,
+        object_is_current_g: 1,
+        ..BinaryConfig::default()
+    }
+}
+
+/// Words before the frames.
+const FIELDS: u64 = 8;
+
+/// A goroutine with its stack.
+fn goroutine() -> Box<[u64]> {
+    let words = FIELDS + 2 * FRAMES;
+    let mut memory: Box<[u64]> = (0..words).collect();
+    let base = memory.as_ptr() as u64;
+    let frame = |number: u64| base + 8 * (FIELDS + 2 * number);
+    let fields = [base, frame(FRAMES), base, frame(0)];
+    let frames = (1..=FRAMES).flat_map(|next| [frame(next), 0x40_0000 + next]);
+    let all = fields.into_iter().chain(4..FIELDS).chain(frames);
+    for (word, value) in memory.iter_mut().zip(all) {
+        *word = value;
+    }
+    memory
+}
+
+#[cfg(test)]
+mod tests {
+    use leaktrace_common::event::Loss;
+
+    use super::*;
+    use crate::{
+        address::RuntimeAddr,
+        event::{Change, Goid},
+        probe::LoadOptions,
+    };
+
+    #[test]
+    fn the_programs_do_their_whole_work_on_what_is_made_up() {
+        let loaded = Probes::load(&LoadOptions::default());
+        let (mut probes, mut ring) = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let calibrator =
+            Calibrator::attach(&mut probes).expect("what can be loaded can be attached");
+        let calibration = calibrator.measure();
+        let (mut born, mut ended) = (Vec::new(), 0);
+        ring.drain(usize::MAX, |event| match event.change {
+            Change::Born {
+                goroutine, stack, ..
+            } => born.push((goroutine, stack)),
+            Change::Ended(goroutine) => {
+                assert_eq!(goroutine.goid, Goid(4));
+                ended += 1;
+            }
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(born.len() as u64 + ended, 2 * CALLS * READINGS as u64);
+        assert_eq!(probes.lost(&calibrator.attached), [0; Loss::COUNT as usize]);
+        for (goroutine, stack) in born {
+            assert_eq!(
+                (goroutine.goid, goroutine.gopc, goroutine.startpc),
+                (Goid(4), RuntimeAddr(5), RuntimeAddr(6))
+            );
+            let frames = probes.stack(stack.expect("its stack was walked"));
+            assert_eq!(frames.map(|frames| frames.len() as u64), Some(FRAMES));
+        }
+        println!("{calibration:?}");
+        assert!(calibration.emulated_ns > 50.0, "{calibration:?}");
+        assert!(calibration.stack_ns >= 0.0, "{calibration:?}");
+    }
+}

@@ -1,0 +1,176 @@
+//! What is known of one call site: all that the rules look at.
+
+use super::span::{Profile, Span};
+use super::wait::{WAITS, Wait};
+use crate::census::TimerKind;
+
+/// What a site makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// Goroutines of the program's own.
+    Goroutines,
+    /// The main goroutine, which is to stay.
+    Main,
+    /// Timers.
+    Timers(TimerKind),
+    /// Deadlines of the network poller: each connection has them, and nobody leaks one.
+    NetworkDeadlines,
+}
+
+/// What is known of one call site.
+#[derive(Clone, Debug)]
+pub struct Evidence {
+    /// What it makes.
+    pub subject: Subject,
+    /// Alive now.
+    pub count: u64,
+    /// Births and ends heard of.
+    pub created: u64,
+    /// Ends heard of: for timers, those that fired or were stopped.
+    pub ended: u64,
+    /// How fast the count grows.
+    pub growth_per_minute: f64,
+    /// Over the spans that were watched, shortest first.
+    pub spans: Vec<Span>,
+    /// What the live ones add up to.
+    pub tally: Tally,
+    /// Where they are stuck, when somebody looked.
+    pub place: Option<Place>,
+    /// What is usual at this site.
+    pub usual: Option<Usual>,
+    /// What goes on in the program besides.
+    pub program: Around,
+}
+
+/// What the live things of one site add up to.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// When they were born.
+    pub born: Profile,
+    /// Since when they have not moved.
+    pub stuck: Profile,
+    /// What goroutines wait for.
+    pub waits: [u64; WAITS],
+    /// The same of those alone that have not moved for long (`stalled.seconds`).
+    pub still: [u64; WAITS],
+    /// Longest time for which one has not moved, by what it waits for, in nanoseconds.
+    pub longest_still_ns: [u64; WAITS],
+    /// The same of those alone whose birth was heard, later than the start of the program.
+    pub longest_still_late_ns: [u64; WAITS],
+    /// How many that nothing can ever wake were born while we listened.
+    pub certain_and_new: u64,
+    /// Age of the oldest, in nanoseconds.
+    pub oldest_ns: u64,
+    /// Timers that are due late (`timer-pile-up.far-seconds`).
+    pub due_late: u64,
+    /// The longest time until a timer that is not due late is due, in nanoseconds.
+    pub longest_due_ns: u64,
+}
+
+/// Where goroutines of one site are stuck, and on what.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// The functions of the stack that most of them share, innermost first.
+    pub functions: Vec<String>,
+    /// Channels that they wait on.
+    pub channels: u64,
+    /// How many wait on those; one in a select counts for each.
+    pub waiting: u64,
+    /// How many wait on the one that most wait on.
+    pub most_on_one: u64,
+    /// Channels on which somebody waits to receive, alone or in a select.
+    pub with_receivers: u64,
+}
+
+/// How long things of one site usually live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usual {
+    /// How many ends this is known from.
+    pub ended: u64,
+    /// 99 of 100 live no longer than this, in nanoseconds.
+    pub lifetime_ns: u64,
+}
+
+/// What goes on in the program as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Around {
+    /// Pending timers and tickers that send on a channel.
+    pub channel_timers: u64,
+    /// Goroutines that wait on channels.
+    pub channel_waiters: u64,
+    /// Pending deadlines of the network poller.
+    pub network_deadlines: u64,
+    /// Goroutines that wait for the network.
+    pub network_waiters: u64,
+}
+
+impl Evidence {
+    /// What most of the live ones wait for, if nearly all wait for the same.
+    #[must_use]
+    pub fn wait(&self) -> Option<Wait> {
+        self.most(&self.tally.waits)
+    }
+
+    /// The same of those that have not moved for long.
+    #[must_use]
+    pub fn still_wait(&self) -> Option<(Wait, u64)> {
+        let wait = self.most(&self.tally.still)?;
+        Some((wait, self.tally.still.iter().sum()))
+    }
+
+    fn most(&self, waits: &[u64; WAITS]) -> Option<Wait> {
+        let all: u64 = waits.iter().sum();
+        let (wait, count) = Wait::ALL
+            .into_iter()
+            .zip(waits)
+            .max_by_key(|(_, count)| **count)?;
+        if all == 0 || count.saturating_mul(10) < all.saturating_mul(8) {
+            return None;
+        }
+        let functions = self.place.as_ref().map(|place| place.functions.as_slice());
+        Some(wait.seen_on(functions.unwrap_or_default()))
+    }
+
+    /// How many are in a wait.
+    #[must_use]
+    pub fn waiting(&self, wait: Wait) -> u64 {
+        self.tally.waits.get(wait as usize).copied().unwrap_or(0)
+    }
+
+    /// Whether nearly all of them wait on one channel, as the workers of a pool do.
+    #[must_use]
+    pub fn share_a_channel(&self) -> bool {
+        (self.place.as_ref())
+            .is_some_and(|place| place.waiting > 1 && place.most_on_one * 10 >= place.waiting * 8)
+    }
+
+    /// Whether connections have deadlines, so that those whose peer vanished end by themselves.
+    #[must_use]
+    pub fn network_has_deadlines(&self) -> bool {
+        self.program.network_deadlines.saturating_mul(2) >= self.program.network_waiters
+    }
+
+    /// Whether there are enough timers pending to wake each of them.
+    #[must_use]
+    pub fn timers_wake_them(&self) -> bool {
+        self.program.channel_timers.saturating_mul(10) >= self.count.saturating_mul(8)
+    }
+
+    /// "12 goroutines", "1 timer".
+    #[must_use]
+    pub fn things(&self, count: u64) -> String {
+        let thing = match self.subject {
+            Subject::Goroutines | Subject::Main => "goroutine",
+            Subject::Timers(TimerKind::Ticker) => "ticker",
+            Subject::Timers(_) | Subject::NetworkDeadlines => "timer",
+        };
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{count} {thing}{plural}")
+    }
+
+    /// Whether it makes the program's own goroutines.
+    #[must_use]
+    pub fn is_goroutines(&self) -> bool {
+        self.subject == Subject::Goroutines
+    }
+}

@@ -1,0 +1,179 @@
+//! Programs with very many timers that are nobody's leak: the user's lines are right, and the noise is not in the list.
+
+use std::time::Duration;
+
+use leaktrace_fixtures::build;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::tool::Tool;
+use crate::{needs, report, text};
+
+/// Records a program for a while, from before the line "begin" if it waits for that.
+fn watch(fixture: &str, go: &str, arguments: &[&str], seconds: u64) -> Option<Value> {
+    let program = needs::program(fixture, go, arguments)?;
+    let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
+    let mut tool = Tool::record(program.pid(), output.path());
+    text::wait_for_probes(program.pid(), &mut tool);
+    std::thread::sleep(Duration::from_secs(seconds));
+    tool.signal(Signal::SIGINT);
+    let outcome = tool.wait(Duration::from_secs(30));
+    assert_eq!(
+        outcome.code,
+        Some(0),
+        "{fixture} with go {go}: {}",
+        outcome.stderr
+    );
+    let text = std::fs::read(output.path()).expect("the report is there");
+    Some(serde_json::from_slice(&text).expect("the report is JSON"))
+}
+
+fn line(fixture: &str, mark: &str) -> u32 {
+    build::marked_line(fixture, mark).expect("the line is marked")
+}
+
+/// Pending timers that are the user's: of lines in main.go.
+fn users(found: &Value) -> Vec<(u64, u64)> {
+    let sites = report::sites(found).filter(|site| site["kind"] == "timer");
+    let users = sites.filter(|site| {
+        site["file"]
+            .as_str()
+            .is_some_and(|file| file.ends_with("/main.go"))
+    });
+    users
+        .map(|site| {
+            (
+                report::number(&site["line"]),
+                report::number(&site["count"]),
+            )
+        })
+        .filter(|(_, count)| *count > 0)
+        .collect()
+}
+
+#[test]
+fn sleeps_are_no_timers_of_any_line() {
+    for go in ["1.22.10", "1.27.3"] {
+        let Some(found) = watch("sleepers", go, &["-count", "5000"], 3) else {
+            return;
+        };
+        let sleeping = found["timers"]["by_kind"]["sleep"].as_u64().unwrap_or(0);
+        assert!(sleeping > 2500, "go {go}: {}", found["timers"]);
+        // The ticker is older than the probes, so it has no line; nothing else has one.
+        assert_eq!(users(&found), [], "go {go}");
+        assert_eq!(found["timers"]["by_kind"]["ticker"], 1, "go {go}");
+        let site =
+            report::site(&found, "goroutine", line("sleepers", "healthy")).expect("they are alive");
+        assert_eq!(site["count"], 5000, "go {go}");
+    }
+}
+
+#[test]
+fn deadlines_of_connections_are_not_the_users_timers() {
+    let count = if needs::descriptors() > 10_100 {
+        10_000
+    } else {
+        400
+    };
+    for go in ["1.22.10", "1.27.3"] {
+        let Some(found) = watch("deadlines", go, &["-count", &count.to_string()], 3) else {
+            return;
+        };
+        let deadlines = found["timers"]["by_kind"]["deadline"].as_u64().unwrap_or(0);
+        assert!(deadlines >= count, "go {go}: {}", found["timers"]);
+        assert_eq!(found["timers"]["by_kind"]["afterfunc"], count, "go {go}");
+        let serve = report::site(&found, "goroutine", line("deadlines", "healthy: serve"));
+        assert_eq!(serve.expect("they are alive")["count"], count, "go {go}");
+        // Deadlines are armed thousands of times a second, and none of it is heard.
+        for kind in ["armed", "rearmed", "stopped"] {
+            assert_eq!(
+                found["events"]["hits"][kind].as_u64().unwrap_or(0),
+                0,
+                "go {go}"
+            );
+        }
+    }
+}
+
+#[test]
+fn contexts_that_end_are_counted_at_their_lines_and_do_not_stay() {
+    for go in ["1.22.10", "1.27.3"] {
+        let Some(found) = watch("contexts", go, &["-rate", "2000"], 4) else {
+            return;
+        };
+        let site =
+            report::site(&found, "timer", line("contexts", "request")).expect("they were armed");
+        let total = |name: &str| report::number(&site[name]);
+        assert_eq!(site["timer_kind"], "deadline");
+        assert!(total("created_total") > 2000, "go {go}: {site}");
+        let (stopped, fired) = (total("stopped_total"), total("fired_total"));
+        assert!(fired > 0 && stopped > 5 * fired, "go {go}: {site}");
+        // Alive, or between two events of the last moment.
+        let open = total("created_total") - stopped - fired;
+        assert!(open.abs_diff(total("count")) <= 50, "go {go}: {site}");
+        // A context's child whose parent ends sooner has no timer of its own.
+        assert_eq!(
+            report::site(&found, "timer", line("contexts", "query")),
+            None,
+            "go {go}"
+        );
+        // What the timers that fired have started belongs to the same line.
+        let started = report::site(&found, "goroutine", line("contexts", "request"))
+            .unwrap_or_else(|| panic!("go {go}: {}", found["sites"]));
+        assert_eq!(
+            started["started_by_timer"], "deadline",
+            "go {go}: {started}"
+        );
+        assert!(
+            report::number(&started["created_total"]).abs_diff(fired) <= 5,
+            "go {go}: {started}"
+        );
+        assert_eq!(found["events"]["lost"], 0, "go {go}");
+    }
+}
+
+/// Resident bytes of a process.
+fn resident(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("the process lives");
+    let pages: u64 = (text.split(' ').nth(1))
+        .and_then(|pages| pages.parse().ok())
+        .expect("statm has numbers");
+    pages * 4096
+}
+
+/// `cargo xtask churn` does the same with ten million.
+#[test]
+fn a_million_timers_armed_and_stopped_leave_nothing_behind() {
+    for go in ["1.22.10", "1.27.3"] {
+        let Some(mut program) = needs::program("timer-million", go, &["-count", "250000"]) else {
+            return;
+        };
+        let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
+        let mut tool = Tool::record(program.pid(), output.path());
+        text::wait_for_probes(program.pid(), &mut tool);
+        program.ask("go").expect("a storm ends in time");
+        let warm = resident(tool.pid());
+        for _ in 0..3 {
+            program.ask("go").expect("a storm ends in time");
+        }
+        let grown = resident(tool.pid()).saturating_sub(warm);
+        assert!(grown < 16 << 20, "go {go}: {grown} bytes more than {warm}");
+        tool.signal(Signal::SIGINT);
+        let outcome = tool.wait(Duration::from_secs(30));
+        assert!(matches!(outcome.code, Some(0 | 1)), "{}", outcome.stderr);
+        let text = std::fs::read(output.path()).expect("the report is there");
+        let found: Value = serde_json::from_slice(&text).expect("the report is JSON");
+        let kept =
+            report::site(&found, "timer", line("timer-million", "kept")).expect("some are kept");
+        assert_eq!(kept["count"], 1000, "go {go}: {kept}");
+        let churn =
+            report::site(&found, "timer", line("timer-million", "churn")).expect("many were armed");
+        assert_eq!(churn["count"], 0, "go {go}: {churn}");
+        assert_eq!(found["goroutines"]["drift"], 0, "go {go}");
+        if found["events"]["lost"] == 0 {
+            for total in ["created_total", "stopped_total"] {
+                assert_eq!(churn[total], 1_000_000, "go {go}: {churn}");
+            }
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! How much slower programs are under leaktrace and under bpftrace than untraced.
+//!
+//! One program runs throughout and prints four times a second how many operations it manages; untraced and traced
+//! stretches take turns, so that a machine whose speed drifts does not matter. A stretch under the default settings
+//! begins the moment leaktrace is started, so that the storm of its first second is in it.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use leaktrace_fixtures::build::{self, Variant};
+use leaktrace_fixtures::program::Program;
+
+use super::{Section, Setup, median, plot};
+use crate::go;
+
+/// A program: its name, what it does, and what bpftrace counts in it.
+const PROGRAMS: [(&str, &str, &[&str]); 4] = [
+    (
+        "spawn-storm",
+        "goroutine born and ended",
+        &["runtime.newproc1", "runtime.goexit1"],
+    ),
+    (
+        "ping-pong",
+        "round trip over channels",
+        &["runtime.park_m", "runtime.ready"],
+    ),
+    (
+        "timer-storm",
+        "timer armed and stopped",
+        &["time.newTimer", "time.stopTimer"],
+    ),
+    (
+        "http-mixed",
+        "HTTP request",
+        &["runtime.newproc1", "runtime.goexit1"],
+    ),
+];
+
+/// Who traces, and with what arguments of `leaktrace record`; none of them: bpftrace.
+const TRACERS: [(&str, Option<&[&str]>); 4] = [
+    ("leaktrace", Some(&[])),
+    (
+        "leaktrace --events lifecycle --budget off",
+        Some(&["--events", "lifecycle", "--budget", "off"]),
+    ),
+    (
+        "leaktrace --events full --budget off",
+        Some(&["--events", "full", "--budget", "off"]),
+    ),
+    ("bpftrace counting at entries", None),
+];
+
+/// Measures all of them.
+pub fn run(setup: &Setup) -> Result<Section> {
+    let toolchain = go::install(&setup.go)?;
+    let mut table = format!(
+        "Go {}; medians of {} pairs. Stretches under the default settings last {} s and begin with leaktrace's start; the\n\
+         others {} s, with the probes on. \"First second\" is the slowest second of a stretch.\n\n\
+         | program | operation | tracer | untraced | traced | added | slow-down | first second |\n\
+         |---|---|---|--:|--:|--:|--:|--:|\n",
+        setup.go,
+        setup.pairs,
+        setup.seconds,
+        short(setup)
+    );
+    let mut rows = Vec::new();
+    let mut notes = String::new();
+    for (name, operation, functions) in PROGRAMS {
+        let executable = build::build(name, &toolchain, Variant::DEFAULT)?;
+        let mut added = Vec::new();
+        for (tracer, arguments) in TRACERS {
+            eprintln!("{name} under {tracer}");
+            let Some(costs) = compare(setup, &executable, tracer, arguments, functions)? else {
+                let _ = writeln!(
+                    table,
+                    "| {name} | {operation} | {tracer} | | | not installed | | |"
+                );
+                continue;
+            };
+            let (untraced, traced) = (median(&costs.untraced), median(&costs.traced));
+            let worst = arguments == Some(&[]);
+            let _ = writeln!(
+                table,
+                "| {name} | {operation} | {tracer} | {} | {} | {} | **{:.2} ×** | {} |",
+                time(untraced),
+                time(traced),
+                time(costs.added()),
+                costs.ratio(),
+                if worst {
+                    format!("{:.2} ×", median(&costs.worst))
+                } else {
+                    String::new()
+                }
+            );
+            added.push(costs.added());
+            rows.push((
+                format!("{name}, {}", short_name(tracer)),
+                costs.ratio(),
+                format!("{:.2} ×", costs.ratio()),
+            ));
+            if worst && costs.p99 > 0.0 {
+                let _ = writeln!(
+                    notes,
+                    "\n{name}: the 99th percentile of a request is {:.3} × untraced.",
+                    costs.p99
+                );
+            }
+        }
+        if let (&[_, lifecycle, _, bpftrace], "spawn-storm") = (added.as_slice(), name) {
+            let _ = writeln!(
+                notes,
+                "\nFor a goroutine born and ended leaktrace adds {:.1} % of what bpftrace adds.",
+                lifecycle / bpftrace * 100.0
+            );
+        }
+    }
+    notes += "\n![slow-down](cost-slow-down.svg)\n";
+    Ok(Section {
+        markdown: table + &notes,
+        plots: vec![(
+            "cost-slow-down.svg",
+            plot::bars("Time of an operation, traced : untraced", &rows),
+        )],
+    })
+}
+
+/// Seconds of a stretch that is not under the default settings.
+fn short(setup: &Setup) -> u32 {
+    (setup.seconds / 10).max(2)
+}
+
+fn short_name(tracer: &str) -> String {
+    tracer
+        .replace("leaktrace --events ", "")
+        .replace(" --budget off", ", no budget")
+        .replace(" counting at entries", "")
+}
+
+fn compare(
+    setup: &Setup,
+    executable: &Path,
+    name: &str,
+    arguments: Option<&[&str]>,
+    functions: &[&str],
+) -> Result<Option<Costs>> {
+    let Some(arguments) = arguments else {
+        if Command::new("bpftrace").arg("--version").output().is_err() {
+            return Ok(None);
+        }
+        let path = executable.display();
+        let probes: Vec<_> = (functions.iter())
+            .map(|function| format!("uprobe:{path}:{function} {{ @[probe] = count(); }}"))
+            .collect();
+        let script = probes.join(" ");
+        let start = |_| {
+            Tracer::start(
+                Command::new("bpftrace").args(["-e", &script]),
+                name,
+                Some("Attaching"),
+            )
+        };
+        return measure(executable, &[], setup.pairs, short(setup), start).map(Some);
+    };
+    let seconds = if arguments.is_empty() {
+        setup.seconds
+    } else {
+        short(setup)
+    };
+    measure(executable, &[], setup.pairs, seconds, |pid| {
+        let mut command = Command::new(&setup.leaktrace);
+        command.args([
+            "record",
+            "--duration",
+            "1h",
+            "-o",
+            "/dev/null",
+            "--pid",
+            &pid.to_string(),
+        ]);
+        let tracer = Tracer::start(command.args(arguments), name, None)?;
+        if !arguments.is_empty() {
+            // Until the probes are on.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        Ok(tracer)
+    })
+    .map(Some)
+}
+
+/// Nanoseconds per operation of each stretch.
+#[derive(Default)]
+pub struct Costs {
+    untraced: Vec<f64>,
+    traced: Vec<f64>,
+    /// The slowest second of each traced stretch, against its untraced one.
+    worst: Vec<f64>,
+    /// The 99th percentile, traced against untraced; 0 for a program that has none.
+    p99: f64,
+}
+
+/// What a program says in a stretch.
+struct Stretch {
+    /// Nanoseconds per operation, over all of it.
+    cost: f64,
+    /// The same in its slowest second.
+    worst: f64,
+    p99: f64,
+}
+
+/// How often programs print, in milliseconds.
+const REPORT: u32 = 250;
+
+/// Runs the program with these flags, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
+pub fn measure(
+    executable: &Path,
+    flags: &[&str],
+    pairs: u32,
+    seconds: u32,
+    start: impl Fn(u32) -> Result<Tracer>,
+) -> Result<Costs> {
+    let report = format!("{REPORT}ms");
+    let flags: Vec<&str> = flags.iter().copied().chain(["-report", &report]).collect();
+    let program = Program::start(executable, &flags)?;
+    let mut costs = Costs::default();
+    let mut p99 = Vec::new();
+    for _ in 0..pairs {
+        let untraced = stretch(&program, seconds)?;
+        let tracer = start(program.pid())?;
+        let traced = stretch(&program, seconds)?;
+        drop(tracer);
+        costs.untraced.push(untraced.cost);
+        costs.traced.push(traced.cost);
+        costs.worst.push(traced.worst / untraced.cost);
+        p99.push(traced.p99 / untraced.p99);
+        // The kernel takes a moment to take probes off.
+        stretch(&program, 1)?;
+    }
+    costs.p99 = if p99.iter().all(|ratio| ratio.is_finite()) {
+        median(&p99)
+    } else {
+        0.0
+    };
+    Ok(costs)
+}
+
+impl Costs {
+    /// How often as long an operation takes when traced: the median over the pairs.
+    pub fn ratio(&self) -> f64 {
+        median(&self.pairs(|traced, untraced| traced / untraced))
+    }
+
+    /// What being traced adds to an operation, in nanoseconds.
+    pub fn added(&self) -> f64 {
+        median(&self.pairs(|traced, untraced| traced - untraced))
+    }
+
+    fn pairs(&self, of: impl Fn(f64, f64) -> f64) -> Vec<f64> {
+        (self.traced.iter().zip(&self.untraced))
+            .map(|(traced, untraced)| of(*traced, *untraced))
+            .collect()
+    }
+}
+
+fn stretch(program: &Program, seconds: u32) -> Result<Stretch> {
+    // What was printed before is of the time before.
+    while program.line_at_once().is_some() {}
+    let mut rates = Vec::new();
+    let mut p99 = Vec::new();
+    for _ in 0..seconds * 1000 / REPORT {
+        let line = program.line()?;
+        rates.push(
+            line["ops_per_second"]
+                .as_f64()
+                .context("the program prints ops_per_second")?,
+        );
+        p99.extend(line["p99_seconds"].as_f64());
+    }
+    let mean = |rates: &[f64]| rates.iter().sum::<f64>() / rates.len().max(1) as f64;
+    let a_second = (1000 / REPORT) as usize;
+    let slowest = rates
+        .windows(a_second)
+        .map(mean)
+        .fold(f64::INFINITY, f64::min);
+    Ok(Stretch {
+        cost: 1e9 / mean(&rates),
+        worst: 1e9 / slowest,
+        p99: median(&p99),
+    })
+}
+
+fn time(ns: f64) -> String {
+    if ns.abs() < 10_000.0 {
+        format!("{ns:.0} ns")
+    } else {
+        format!("{:.1} µs", ns / 1000.0)
+    }
+}
+
+/// A running tracer. Dropping it ends it at once: the kernel takes its probes off.
+pub struct Tracer(Child);
+
+impl Tracer {
+    /// Starts it; with `ready` waits until it says that on standard output, and until its probes are on.
+    pub fn start(command: &mut Command, name: &str, ready: Option<&str>) -> Result<Self> {
+        let stdout = if ready.is_some() {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        };
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(Stdio::null())
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
+        let stdout = child.stdout.take();
+        let tracer = Self(child);
+        if let (Some(ready), Some(stdout)) = (ready, stdout) {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            for line in BufReader::new(stdout).lines() {
+                if line?.starts_with(ready) || Instant::now() > deadline {
+                    break;
+                }
+            }
+            // It says so before it does so.
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        Ok(tracer)
+    }
+}
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        // Both fail only when it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
