@@ -42,7 +42,7 @@ pub struct Hit {
     kind: Kind,
     pid: u32,
     slot: u16,
-    register: u8,
+    object: u64,
     /// Where the fields of this binary are.
     pub binary: &'static BinaryConfig,
 }
@@ -76,14 +76,19 @@ impl Hit {
             return None;
         }
         match BINARIES.get(u32::from(slot)) {
-            Some(binary) if binary.filled != 0 => Some(Self {
-                context,
-                kind,
-                pid,
-                slot,
-                register: register.unwrap_or(binary.registers[kind as usize]),
-                binary,
-            }),
+            Some(binary) if binary.filled != 0 => {
+                let mut hit = Self {
+                    context,
+                    kind,
+                    pid,
+                    slot,
+                    object: 0,
+                    binary,
+                };
+                // Once: each choice among the registers is a page of instructions.
+                hit.object = hit.register(register.unwrap_or(binary.registers[kind as usize]));
+                Some(hit)
+            }
             _ => {
                 lose(slot, Loss::UnknownSlot);
                 None
@@ -94,14 +99,14 @@ impl Hit {
     /// The `*g` or `*timer` that the event is about.
     #[inline(always)]
     pub fn object(&self) -> u64 {
-        self.register(self.register)
+        self.object
     }
 
     /// The running g: Go keeps it in a register of its own (cmd/compile/abi-internal.md, go1.18 and later).
     #[inline(always)]
     pub fn current_g(&self) -> u64 {
         if self.binary.object_is_current_g != 0 {
-            return self.object();
+            return self.object;
         }
         #[cfg(bpf_target_arch = "x86_64")]
         return self.register(14);

@@ -71,7 +71,7 @@ fn goroutines() -> Vec<Record> {
         let stack = if stack == 0 {
             0
         } else {
-            1 << 63 | goid % SITES << 10
+            1 << 63 | ((goid % SITES) << 10)
         };
         record(
             kind,
@@ -95,7 +95,7 @@ fn goroutines() -> Vec<Record> {
 fn timers() -> Vec<Record> {
     let of = |kind: Kind, step: u64| {
         let stack = if kind == Kind::Armed {
-            1 << 63 | step % SITES << 10
+            1 << 63 | ((step % SITES) << 10)
         } else {
             0
         };

@@ -30,6 +30,8 @@ pub enum Command {
     Snapshot(Snapshot),
     /// Watch with probes for a while, then report. Exit code: 0 nothing found, 1 leak found, 2 error.
     Record(Record),
+    /// Watch for a while, then show one verdict with all its evidence. Exit code: 0 nothing found, 1 leak found, 2 error.
+    Explain(Explain),
     /// Watch all Go programs of this machine, or some, until told to stop, and serve what is known over HTTP.
     Daemon(Box<Daemon>),
     /// Compare two snapshots by call site: JSON or pprof, from leaktrace or from Go itself.
@@ -87,6 +89,30 @@ pub struct Record {
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Process to watch.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    pub pid: i32,
+    /// Call site to explain, or a part of its name: main.go:42. Without it, all that look like leaks.
+    #[arg(value_name = "SITE")]
+    pub site: Option<String>,
+    /// How long to watch: 90s, 5m, 1h. Ctrl-C ends it early, with the answer.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub duration: Duration,
+    /// What the probes hear.
+    #[arg(long, value_name = "LEVEL", default_value = "auto")]
+    pub events: EventsLevel,
+    /// What the program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
+    /// lose more; what is alive is counted all the same.
+    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
+    pub budget: Allowed,
+    #[command(flatten)]
+    /// Where the answer goes.
+    pub output: Output,
 }
 
 /// Arguments of `daemon`.

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Snapshot(arguments) => command::snapshot::run(&arguments),
         Command::Record(arguments) => command::record::run(&arguments),
+        Command::Explain(arguments) => command::explain::run(&arguments),
         Command::Daemon(arguments) => command::daemon::run(&arguments),
         Command::Diff(arguments) => command::diff::run(&arguments),
         Command::Inspect(arguments) => command::inspect::run(&arguments),

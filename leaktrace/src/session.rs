@@ -24,7 +24,8 @@ use crate::census::{
 use crate::clock::{monotonic_ns, unix_of};
 use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
-use crate::export::report::{Events, Facts, LevelChange, LevelChanges, Target};
+use crate::export::explain::Explained;
+use crate::export::report::{Events, Facts, LevelChange, LevelChanges, SiteReport, Target};
 use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
@@ -389,6 +390,12 @@ impl Session {
                 now_unix: unix_of(self.counted_ns),
             },
         )
+    }
+
+    /// A site of the report with its counts over time and the ages of those alive.
+    #[must_use]
+    pub fn explain(&self, site: &SiteReport) -> Explained {
+        Explained::new(site, &self.ledger, self.counted_ns)
     }
 
     fn events(&self) -> Events {

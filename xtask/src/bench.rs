@@ -13,6 +13,7 @@ use leaktrace_fixtures::{repository, target_dir};
 use crate::{demo, go};
 
 mod census;
+mod daemon;
 mod ledger;
 mod placement;
 mod plot;
@@ -22,7 +23,7 @@ mod verdict;
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Sections to measure, by default all: placement, slow-down, census, ledger, verdict
+    /// Sections to measure, by default all: placement, slow-down, census, ledger, daemon, verdict
     #[arg(value_name = "SECTION")]
     sections: Vec<String>,
     /// Pairs of an untraced and a traced stretch of which medians are taken
@@ -31,6 +32,9 @@ pub struct Arguments {
     /// Seconds of a stretch under the default settings; other stretches are a tenth as long
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=3600))]
     seconds: u32,
+    /// Of the slow-down only this program: spawn-storm, ping-pong, timer-storm or http-mixed
+    #[arg(long)]
+    program: Option<String>,
     /// Go release of the traced programs
     #[arg(long, default_value = "1.27.3")]
     go: String,
@@ -47,7 +51,7 @@ pub struct Section {
 type Measure = fn(&Setup) -> Result<Section>;
 
 /// The sections in their order: name, heading, and what measures it.
-const SECTIONS: [(&str, &str, Measure); 5] = [
+const SECTIONS: [(&str, &str, Measure); 6] = [
     (
         "placement",
         "One hit, by where the probe sits",
@@ -60,6 +64,7 @@ const SECTIONS: [(&str, &str, Measure); 5] = [
     ),
     ("census", "Counting everything", census::run),
     ("ledger", "Booking events", ledger::run),
+    ("daemon", "The daemon itself", daemon::run),
     ("verdict", "From start to the first verdict", verdict::run),
 ];
 
@@ -71,6 +76,8 @@ pub struct Setup {
     pub pairs: u32,
     /// Seconds of a stretch under the default settings.
     pub seconds: u32,
+    /// The only program whose slow-down is measured.
+    pub program: Option<String>,
     /// Go release.
     pub go: String,
 }
@@ -91,6 +98,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         leaktrace: demo::build_leaktrace()?,
         pairs: arguments.pairs,
         seconds: arguments.seconds,
+        program: arguments.program.clone(),
         go: arguments.go.clone(),
     };
     go::install(&setup.go)?;

@@ -40,7 +40,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let _ = fs::remove_file(&output);
     let mut record = Command::new(leaktrace)
         .args(["record", "--pid", &program.pid().to_string()])
-        .args(["--duration", "1h", "--format", "json", "-o"])
+        .args(["--budget", "off", "--duration", "1h"])
+        .args(["--format", "json", "-o"])
         .arg(&output)
         .stdin(Stdio::null())
         .stderr(Stdio::null())

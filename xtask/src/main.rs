@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod accuracy;
 mod bench;
 mod build_ebpf;
 mod churn;
@@ -26,6 +27,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run every test, those that attach to real processes too
     Test(test::Arguments),
+    /// Try every known leak and many healthy programs, and write doc/accuracy.md
+    Accuracy(accuracy::Arguments),
     /// Measure what being traced costs a program
     Bench(bench::Arguments),
     /// Arm and stop ten million timers under leaktrace, and see what is left behind
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
     let result = match Command::parse() {
         Command::Demo(arguments) => done(demo::run(&arguments)),
         Command::Test(arguments) => done(test::run(&arguments)),
+        Command::Accuracy(arguments) => done(accuracy::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),

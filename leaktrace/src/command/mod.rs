@@ -3,6 +3,7 @@
 pub mod check;
 pub mod daemon;
 pub mod diff;
+pub mod explain;
 pub mod generate;
 pub mod inspect;
 pub mod record;

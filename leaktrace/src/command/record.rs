@@ -8,10 +8,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
-use crate::cli::{EventsLevel, Record};
+use crate::cli::{Allowed, EventsLevel, Record};
 use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
-use crate::session::Depth;
+use crate::session::{Depth, Session};
 use crate::target::{Pid, TargetId};
 use crate::verdict;
 
@@ -29,43 +29,59 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
+    let session = watched(
+        Pid(arguments.pid),
+        arguments.duration,
+        arguments.events,
+        arguments.budget,
+    )?;
+    let report = session.report();
+    output::write_report(&report, &arguments.output)?;
+    Ok(exit_code(report.worst()))
+}
+
+/// What a finding means for the exit code.
+pub(super) fn exit_code(worst: verdict::Level) -> ExitCode {
+    match worst {
+        verdict::Level::Leak => ExitCode::from(1),
+        verdict::Level::Suspect | verdict::Level::Ok | verdict::Level::NotYet => ExitCode::SUCCESS,
+    }
+}
+
+/// A process after it was watched for a while, or until Ctrl-C; the probes are off again.
+pub(super) fn watched(
+    pid: Pid,
+    duration: Duration,
+    events: EventsLevel,
+    budget: Allowed,
+) -> anyhow::Result<Session> {
     let mut fleet = Fleet::new(
-        level(arguments.events),
+        level(events),
         Budget {
-            target: arguments.budget.0,
+            target: budget.0,
             host: None,
         },
     );
-    let id = fleet.open(Pid(arguments.pid))?;
-    fleet.attach(id, level(arguments.events), Scope::Process)?;
+    let id = fleet.open(pid)?;
+    fleet.attach(id, level(events), Scope::Process)?;
     if let Some(probes) = fleet.session(id)?.probes() {
-        tracing::info!(
-            pid = arguments.pid,
-            probes = probes.len(),
-            "the probes are on"
-        );
+        tracing::info!(pid = pid.0, probes = probes.len(), "the probes are on");
     }
     fleet.census(id, Depth::Counts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    let ended = runtime.block_on(watch(&mut fleet, id, arguments.duration));
+    let ended = runtime.block_on(watch(&mut fleet, id, duration));
     let session = fleet.let_go(id).context("nothing was watched")?;
     match ended? {
         Ended::Over => {}
         Ended::Interrupted => eprintln!("leaktrace: interrupted: this is the report so far"),
-        Ended::TargetExited => eprintln!(
-            "leaktrace: process {} exited: this is the report up to its end",
-            arguments.pid
-        ),
+        Ended::TargetExited => {
+            eprintln!("leaktrace: process {pid} exited: this is the report up to its end");
+        }
     }
-    let report = session.report();
-    output::write_report(&report, &arguments.output)?;
-    Ok(match report.worst() {
-        verdict::Level::Leak => ExitCode::from(1),
-        verdict::Level::Suspect | verdict::Level::Ok | verdict::Level::NotYet => ExitCode::SUCCESS,
-    })
+    Ok(session)
 }
 
 /// What the typed level means for the probes.

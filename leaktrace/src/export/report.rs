@@ -651,7 +651,15 @@ fn site_report(
         judged: level > Level::NotYet,
         verdict_after_seconds: found
             .map(|found| seconds(found.since_ns.saturating_sub(facts.watched_since_ns))),
-        remedy: found.and_then(|_| how_to_mend(site, &tally, &blocked_stacks, symbols)),
+        remedy: found.and_then(|found| {
+            how_to_mend(
+                site,
+                &tally,
+                &blocked_stacks,
+                symbols,
+                found.rule == "looping",
+            )
+        }),
         creation_stack: creation_stack.unwrap_or_default(),
         blocked_stacks,
         channels: tally.channels.len() as u64,
@@ -693,6 +701,7 @@ fn how_to_mend(
     tally: &Tally<'_>,
     blocked: &[BlockedStack],
     symbols: &dyn Symbols,
+    looping: bool,
 ) -> Option<&'static str> {
     let most = blocked.first();
     let blocked_in: Vec<String> = (most.into_iter())
@@ -714,6 +723,7 @@ fn how_to_mend(
         },
         blocked_in: &blocked_in,
         made_by: &made_by,
+        looping,
         channels: tally.channels.len() as u64,
         capacity: first.filter(|first| capacities.all(|other| other == *first)),
     })

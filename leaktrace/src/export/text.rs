@@ -127,11 +127,17 @@ fn write_events(out: &mut String, report: &Report) -> fmt::Result {
     Ok(())
 }
 
-fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Result {
-    match site.rule {
-        "" => writeln!(out, "{heading}: {} are alive", site.count)?,
-        rule => writeln!(out, "{heading} ({rule}): {}", site.evidence)?,
-    }
+pub(super) fn write_finding(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Result {
+    let heading = match site.rule {
+        "" => format!("{heading}: {} are alive", site.count),
+        rule => format!("{heading} ({rule}): {}", site.evidence),
+    };
+    write_place(out, &heading, site)
+}
+
+/// All that is known of where a site is and where its goroutines are, under a heading.
+pub(super) fn write_place(out: &mut String, heading: &str, site: &SiteReport) -> fmt::Result {
+    writeln!(out, "{heading}")?;
     match (&site.timer_kind, site.period_seconds) {
         (Some(kind), Some(period)) => write!(out, "  {kind} of {period} s armed at ")?,
         (Some(kind), None) => match site.armed_for_seconds {
@@ -330,7 +336,7 @@ fn write_blocked(out: &mut String, report: &Report, rows: usize) -> fmt::Result 
 }
 
 /// A length of time with two or three digits that count.
-fn length(seconds: f64) -> String {
+pub(super) fn length(seconds: f64) -> String {
     let (number, unit) = match seconds {
         seconds if seconds >= 7200.0 => (seconds / 3600.0, "h"),
         seconds if seconds >= 600.0 => (seconds / 60.0, "m"),

@@ -35,6 +35,8 @@ pub struct Ledger {
     recent_ends: Vec<(Goid, u64)>,
     /// When births began to be heard; `None` without probes.
     listening_since_ns: Option<u64>,
+    /// Whether there was a time in which nothing was heard.
+    paused: bool,
     /// The last disagreement between events and census.
     pub drift: Drift,
     /// What was turned away because a bound was reached.
@@ -127,6 +129,9 @@ impl Drift {
 /// Most live goroutines in the books; beyond, births are turned away and counted until a census.
 const MOST_GOROUTINES: usize = 8 << 20;
 
+/// Samples end before this.
+const LONGER_THAN_A_SAMPLE_NS: u64 = 10_000_000_000;
+
 impl Ledger {
     /// Says that from now on every birth is heard of: a goroutine that a census finds later without one is drift.
     pub fn listen(&mut self, now_ns: u64) {
@@ -137,6 +142,14 @@ impl Ledger {
     /// another census has seeded the books.
     pub fn deafen(&mut self) {
         self.listening_since_ns = None;
+        self.paused = true;
+    }
+
+    /// Whether how long things live is told by what is heard: in a short sample only short lives begin and end.
+    fn tells_lifetimes(&self, at: Ktime) -> bool {
+        !self.paused
+            || (self.listening_since_ns)
+                .is_some_and(|since_ns| at.0.saturating_sub(since_ns) >= LONGER_THAN_A_SAMPLE_NS)
     }
 
     /// Takes one event. `symbols` is asked only about call sites not met before.
@@ -201,6 +214,7 @@ impl Ledger {
     }
 
     fn ended(&mut self, at: Ktime, goroutine: &event::Goroutine, symbols: &dyn Symbols) {
+        let tells = self.tells_lifetimes(at);
         if self.recent_ends.len() < MOST_GOROUTINES {
             self.recent_ends.push((goroutine.goid, at.0));
         } else {
@@ -210,7 +224,7 @@ impl Ledger {
             Some(live) => {
                 let books = &mut self.sites[live.site];
                 books.live -= 1;
-                if live.exact {
+                if live.exact && tells {
                     books.lifetimes.record(at.0.saturating_sub(live.since_ns));
                 }
                 live.site
@@ -262,27 +276,32 @@ impl Ledger {
 
     /// A timer that is reset from elsewhere still belongs to the place where it was made.
     fn rearmed(&mut self, at: Ktime, timer: &event::Timer) {
+        let tells = self.tells_lifetimes(at);
         let Some(before) = self.armed.rearm(timer.timer, at.0, timer.period_ns) else {
             return;
         };
         let books = &mut self.sites[before.site];
         books.rearmed += 1;
         books.note_length(at, timer);
-        if before.running {
+        if before.running && tells {
             books.lifetimes.record(at.0.saturating_sub(before.at_ns));
         }
     }
 
     /// Many a timer is stopped after it has fired, or twice: that stops nothing.
     fn stopped(&mut self, at: Ktime, timer: RuntimeAddr) {
+        let tells = self.tells_lifetimes(at);
         if let Some((armed, true)) = self.armed.end(timer) {
             let books = &mut self.sites[armed.site];
             books.stopped += 1;
-            books.lifetimes.record(at.0.saturating_sub(armed.at_ns));
+            if tells {
+                books.lifetimes.record(at.0.saturating_sub(armed.at_ns));
+            }
         }
     }
 
     fn fired(&mut self, at: Ktime, timer: &event::Timer) {
+        let tells = self.tells_lifetimes(at);
         let Some(armed) = self.armed.get(timer.timer).copied() else {
             return;
         };
@@ -292,7 +311,8 @@ impl Ledger {
             self.armed.note_fired(armed.callback, armed.site);
         }
         // A ticker goes on.
-        if armed.period_ns <= 0 && self.armed.end(timer.timer).is_some_and(|(_, ran)| ran) {
+        if armed.period_ns <= 0 && self.armed.end(timer.timer).is_some_and(|(_, ran)| ran) && tells
+        {
             books.lifetimes.record(at.0.saturating_sub(armed.at_ns));
         }
     }

@@ -1,6 +1,6 @@
 //! Since when a goroutine has not moved: not run at all, as far as two looks at it can tell.
 
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher as _;
 
 use crate::census::{Goroutine, Status};
 
@@ -56,17 +56,15 @@ fn mark(goroutine: &Goroutine) -> u32 {
     if !matches!(goroutine.status, Status::Waiting | Status::Syscall) {
         return 0;
     }
-    let mut hasher = foldhash::fast::FixedState::default().build_hasher();
-    (
+    let hash = foldhash::fast::FixedState::default().hash_one((
         goroutine.status,
         goroutine.wait_reason,
         goroutine.stops,
         goroutine.depth,
         goroutine.waiting,
-    )
-        .hash(&mut hasher);
+    ));
     // Half of the hash is enough to tell two looks apart; 0 is taken.
-    u32::try_from(hasher.finish() >> 32).unwrap_or(1).max(1)
+    u32::try_from(hash >> 32).unwrap_or(1).max(1)
 }
 
 #[cfg(test)]

@@ -451,3 +451,48 @@ fn timers_that_are_over_are_forgotten_when_there_are_many() {
     ledger.reconcile(&heap, &Numbers);
     assert_eq!(live_by_line(&ledger), HashMap::from([(42, 1)]));
 }
+
+#[test]
+fn what_came_and_went_in_a_pause_is_no_drift() {
+    let mut ledger = Ledger::default();
+    ledger.listen(100);
+    ledger.reconcile(&census(200, vec![alive(1, 10)]), &Numbers);
+    ledger.apply(&goroutine_event(Life::Born, 300, 2, 10), &Numbers);
+    ledger.deafen();
+    // Goroutine 1 ended unheard, 3 and 4 were born.
+    let found = census(400, vec![alive(2, 10), alive(3, 10), alive(4, 10)]);
+    assert_eq!(ledger.reconcile(&found, &Numbers), Drift::default());
+    assert_eq!(live_by_line(&ledger), HashMap::from([(10, 3)]));
+    ledger.listen(500);
+    let found = census(600, vec![alive(2, 10), alive(5, 10)]);
+    assert_eq!(ledger.reconcile(&found, &Numbers), Drift::default());
+    // Seeded again: from now on what was not heard of is drift.
+    let found = census(700, vec![alive(2, 10), alive(5, 10), alive(6, 10)]);
+    assert_eq!(ledger.reconcile(&found, &Numbers).missed_births, 1);
+    assert_eq!(live_by_line(&ledger), HashMap::from([(10, 3)]));
+}
+
+#[test]
+fn short_samples_tell_no_lifetimes() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut ledger = Ledger::default();
+    ledger.listen(0);
+    let live_and_end = |ledger: &mut Ledger, at_ns: u64, goid: u64| {
+        ledger.apply(&goroutine_event(Life::Born, at_ns, goid, 10), &Numbers);
+        ledger.apply(&goroutine_event(Life::Ended, at_ns + 5, goid, 10), &Numbers);
+    };
+    let told = |ledger: &Ledger| -> u64 {
+        (ledger.sites.iter())
+            .map(|site| site.lifetimes.count())
+            .sum()
+    };
+    live_and_end(&mut ledger, SECOND, 1);
+    assert_eq!(told(&ledger), 1);
+    ledger.deafen();
+    ledger.listen(20 * SECOND);
+    live_and_end(&mut ledger, 21 * SECOND, 2);
+    assert_eq!(told(&ledger), 1);
+    // It goes on longer than any sample.
+    live_and_end(&mut ledger, 31 * SECOND, 3);
+    assert_eq!(told(&ledger), 2);
+}

@@ -69,7 +69,7 @@ impl Default for RiseConfig {
     fn default() -> Self {
         Self {
             least: 12,
-            least_strong: 5,
+            least_strong: 8,
             least_part: 0.02,
             dip: 0.1,
             lost: 0.1,

@@ -25,8 +25,8 @@ impl Rule for Growing {
         if long_enough.peek().is_none() {
             return Opinion::NOT_YET;
         }
-        let rises = long_enough.filter_map(|span| span.rise(&config.rise));
-        let Some(rise) = rises.last() else {
+        let mut rises = long_enough.filter_map(|span| span.rise(&config.rise));
+        let Some(rise) = rises.next_back() else {
             return Opinion::OK;
         };
         let level = if rise.seconds >= rule.leak_seconds {

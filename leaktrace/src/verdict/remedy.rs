@@ -14,6 +14,8 @@ pub struct Shape<'s> {
     pub blocked_in: &'s [String],
     /// The functions of the stack that made one of them, innermost first.
     pub made_by: &'s [String],
+    /// Whether they wake up now and then, or never rest.
+    pub looping: bool,
     /// On how many channels they wait; 0 when not known.
     pub channels: u64,
     /// How many elements those can hold, as far as it is the same; `None` when it is not known.
@@ -35,6 +37,11 @@ pub fn remedy(shape: &Shape<'_>) -> Option<&'static str> {
         return Some(
             "these belong to connections of an HTTP client that stay open: close the body of each response, and use one \
              client for all requests",
+        );
+    }
+    if shape.looping && shape.timer.is_none() {
+        return Some(
+            "the loop has no end: give it a context, and return when `<-ctx.Done()` is ready",
         );
     }
     match (shape.timer, shape.wait) {
@@ -111,6 +118,7 @@ mod tests {
             timer,
             blocked_in: &names(stuck),
             made_by: &names(made),
+            looping: stuck.contains(&"loop"),
             channels: 7,
             capacity: Some(0),
         })
@@ -148,6 +156,13 @@ mod tests {
                 vec!["sync.(*Mutex).Lock"],
                 vec![],
                 "Unlock()",
+            ),
+            (
+                Some(Wait::Receive),
+                None,
+                vec!["loop"],
+                vec![],
+                "ctx.Done()",
             ),
             (
                 Some(Wait::Receive),

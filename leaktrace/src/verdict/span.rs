@@ -194,10 +194,12 @@ impl Span {
             return None;
         }
         // Of those that were there when it began, hardly any has left. What comes and goes all the time is not counted: as
-        // many as now are newer than the others explain will have been passing then.
-        let passing = newest.saturating_sub(staying / (WINDOWS as u64 - 1));
+        // many as now are newer than the others and chance explain will have been passing then, or up to twice as many.
+        let passing = newest
+            .saturating_sub(staying / (WINDOWS as u64 - 1))
+            .saturating_sub(newest.isqrt().saturating_mul(3));
         let left = self.then.saturating_sub(self.born[0]);
-        if left > part(grown, config.lost).saturating_add(passing + passing / 2) {
+        if left > part(grown, config.lost).saturating_add(passing.saturating_mul(2)) {
             return None;
         }
         Some(Rise {

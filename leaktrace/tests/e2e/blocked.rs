@@ -16,7 +16,11 @@ fn blocked_times_are_what_the_program_measured() {
             return;
         };
         let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
-        let mut tool = Tool::record_with(program.pid(), output.path(), &["--events", "full"]);
+        let mut tool = Tool::record_with(
+            program.pid(),
+            output.path(),
+            &["--events", "full", "--budget", "off"],
+        );
         text::wait_for_probes(program.pid(), &mut tool);
         let truth = program.ask("go").expect("the program measures");
         tool.signal(Signal::SIGINT);
@@ -62,7 +66,11 @@ fn blocked_since_is_exact_for_what_blocks_under_probes() {
         return;
     };
     let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
-    let mut tool = Tool::record_with(program.pid(), output.path(), &["--events", "full"]);
+    let mut tool = Tool::record_with(
+        program.pid(),
+        output.path(),
+        &["--events", "full", "--budget", "off"],
+    );
     text::wait_for_probes(program.pid(), &mut tool);
     program.ask("begin").expect("fixtures answer");
     std::thread::sleep(Duration::from_secs(2));

@@ -26,3 +26,4 @@ mod snapshot;
 mod text;
 mod timers;
 mod tool;
+mod verdicts;

@@ -6,14 +6,14 @@ use leaktrace_fixtures::build;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::tool::Tool;
+use crate::tool::{Tool, UNBOUNDED};
 use crate::{needs, report, text};
 
 /// Records a program for a while, from before the line "begin" if it waits for that.
 fn watch(fixture: &str, go: &str, arguments: &[&str], seconds: u64) -> Option<Value> {
     let program = needs::program(fixture, go, arguments)?;
     let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
-    let mut tool = Tool::record(program.pid(), output.path());
+    let mut tool = Tool::record_with(program.pid(), output.path(), &UNBOUNDED);
     text::wait_for_probes(program.pid(), &mut tool);
     std::thread::sleep(Duration::from_secs(seconds));
     tool.signal(Signal::SIGINT);
@@ -149,7 +149,7 @@ fn a_million_timers_armed_and_stopped_leave_nothing_behind() {
             return;
         };
         let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
-        let mut tool = Tool::record(program.pid(), output.path());
+        let mut tool = Tool::record_with(program.pid(), output.path(), &UNBOUNDED);
         text::wait_for_probes(program.pid(), &mut tool);
         program.ask("go").expect("a storm ends in time");
         let warm = resident(tool.pid());

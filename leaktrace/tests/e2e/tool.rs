@@ -54,6 +54,9 @@ impl Outcome {
     }
 }
 
+/// Hears everything, whatever that costs the program.
+pub const UNBOUNDED: [&str; 2] = ["--budget", "off"];
+
 /// A `leaktrace` that runs. Dropping it kills it.
 pub struct Tool {
     child: Child,
@@ -93,7 +96,7 @@ impl Tool {
         Self::record_with(pid, output, &[])
     }
 
-    /// The same with more arguments, which may tell another duration.
+    /// The same with more arguments, which may tell another duration; [`UNBOUNDED`] for what is to be heard whole.
     pub fn record_with(pid: u32, output: &Path, arguments: &[&str]) -> Self {
         let pid = pid.to_string();
         let mut command = leaktrace();

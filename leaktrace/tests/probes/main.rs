@@ -12,7 +12,7 @@ mod program;
 mod sharing;
 mod timers;
 
-use std::collections::HashSet;
+use std::{collections::HashSet, thread};
 
 use leaktrace::{
     event::{Goid, Ring},
@@ -96,6 +96,38 @@ fn births_and_ends_are_exact_and_carry_their_stack() {
             settle(&mut ring).is_empty()
         });
         assert!(quiet, "no events once the probes are off");
+    });
+}
+
+#[test]
+fn no_more_hits_come_through_than_are_allowed() {
+    on_each_release(&["1.22", "1.27"], |binary, minor| {
+        const ALLOWED: u64 = 100;
+        let mut program = Program::start(binary);
+        let (mut probes, mut ring) = load();
+        let binary = Binary::open(binary, minor);
+        let set = probes
+            .attach(&binary.request(program.pid(), &binary.points(&[Kind::Born])))
+            .expect("attaching");
+        probes.allow(&set, ALLOWED).expect("the map is there");
+        program.tell("spawn 5000");
+        let arrived = settle(&mut ring).len() as u64;
+        let processors = thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+        assert!(
+            (ALLOWED..=ALLOWED * processors).contains(&arrived),
+            "{arrived}"
+        );
+        // Each hit is counted, whether it came through or not.
+        let turned_away = probes.lost(&set)[Loss::OverBudget as usize];
+        assert_eq!(
+            arrived + turned_away,
+            probes.hits(&set)[Kind::Born as usize]
+        );
+        // And so it stays until more are allowed.
+        program.tell("spawn 100");
+        probes.allow(&set, u64::MAX).expect("the map is there");
+        program.tell("spawn 1000");
+        assert!(settle(&mut ring).len() >= 1000);
     });
 }
 

@@ -24,7 +24,8 @@ const SECONDS: u32 = 2;
 /// Measures.
 pub fn run(setup: &Setup) -> Result<Section> {
     let toolchain = go::install(&setup.go)?;
-    let executable = build::build("spawn-storm", &toolchain, Variant::DEFAULT)?;
+    let symbols = build::build("spawn-storm", &toolchain, Variant::DEFAULT)?;
+    let executable = build::build("spawn-storm", &toolchain, Variant::STRIPPED)?;
     let mut text = format!(
         "Added to the end of a goroutine (`{FUNCTION}`, once each), Go {}, medians of {} pairs:\n\n\
          | probe | added by a hit |\n|---|--:|\n",
@@ -32,14 +33,14 @@ pub fn run(setup: &Setup) -> Result<Section> {
     );
     let mut rows = Vec::new();
     if Command::new("bpftrace").arg("--version").output().is_ok() {
-        for (place, offset) in places(setup, &executable)? {
+        for (place, offset) in places(setup, &executable, &symbols)? {
             let Some(offset) = offset else {
                 let _ = writeln!(text, "| bpftrace, {place} | not found |");
                 continue;
             };
             eprintln!("bpftrace at {place}");
             let script = format!(
-                "uprobe:{}:{FUNCTION}+{offset} {{ @ = count(); }}",
+                "uprobe:{}:{offset:#x} {{ @ = count(); }}",
                 executable.display()
             );
             let costs = measure(&executable, &[], setup.pairs, SECONDS, |_| {
@@ -110,20 +111,35 @@ pub fn run(setup: &Setup) -> Result<Section> {
     })
 }
 
-/// The entry, the instruction that leaktrace probes, and the last `ret`: offsets in the function.
-fn places(setup: &Setup, executable: &Path) -> Result<Vec<(&'static str, Option<u64>)>> {
+/// The entry, the instruction that leaktrace probes, and the last `ret`: offsets in the file. bpftrace takes those only
+/// of a program without symbols.
+fn places(
+    setup: &Setup,
+    stripped: &Path,
+    symbols: &Path,
+) -> Result<Vec<(&'static str, Option<u64>)>> {
     let output = Command::new(&setup.leaktrace)
         .args(["inspect", "--format", "json"])
-        .arg(executable)
+        .arg(stripped)
         .output()
         .context("running leaktrace inspect")?;
     let found: Value = serde_json::from_slice(&output.stdout).context("inspect prints JSON")?;
-    let emulated = find(&found, &|value| value["function"] == FUNCTION)
-        .and_then(|site| site["offset_in_function"].as_u64());
+    let site = find(&found, &|value| value["function"] == FUNCTION)
+        .with_context(|| format!("no probe lies in {FUNCTION}"))?;
+    let within = site["offset_in_function"].as_u64();
+    let offset = (site["file_offset"].as_str())
+        .and_then(|text| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok());
+    let (within, emulated) = within
+        .zip(offset)
+        .context("inspect tells where a probe lies")?;
+    let entry = emulated.saturating_sub(within);
     Ok(vec![
-        ("entry (single-stepped)", Some(0)),
-        ("emulated instruction", emulated),
-        ("ret (single-stepped)", last_return(executable)),
+        ("entry (single-stepped)", Some(entry)),
+        ("emulated instruction", Some(emulated)),
+        (
+            "ret (single-stepped)",
+            last_return(symbols).map(|offset| entry + offset),
+        ),
     ])
 }
 
@@ -151,7 +167,7 @@ fn last_return(executable: &Path) -> Option<u64> {
         .output()
         .ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut code = (text.lines()).filter_map(|line| {
+    let mut code = text.lines().filter_map(|line| {
         let (address, instruction) = line.trim().split_once(':')?;
         Some((
             u64::from_str_radix(address, 16).ok()?,
@@ -159,9 +175,7 @@ fn last_return(executable: &Path) -> Option<u64> {
         ))
     });
     let (entry, _) = code.next()?;
-    let (last, _) = code
-        .filter(|(_, instruction)| instruction.starts_with("ret"))
-        .last()?;
+    let (last, _) = code.rfind(|(_, instruction)| instruction.starts_with("ret"))?;
     Some(last - entry)
 }
 

@@ -71,6 +71,9 @@ pub fn run(setup: &Setup) -> Result<Section> {
     let mut rows = Vec::new();
     let mut notes = String::new();
     for (name, operation, functions) in PROGRAMS {
+        if setup.program.as_deref().is_some_and(|only| only != name) {
+            continue;
+        }
         let executable = build::build(name, &toolchain, Variant::DEFAULT)?;
         let mut added = Vec::new();
         for (tracer, arguments) in TRACERS {

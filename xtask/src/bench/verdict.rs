@@ -1,14 +1,13 @@
 //! How long a leaking program is watched until the first verdict is on /metrics.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use leaktrace_fixtures::build::{self, Variant};
-use leaktrace_fixtures::http::Connection;
 use leaktrace_fixtures::program::Program;
 
+use super::daemon::Daemon;
 use super::{Section, Setup, median};
 use crate::go;
 
@@ -35,35 +34,14 @@ fn first_verdict(setup: &Setup, executable: &std::path::Path) -> Result<f64> {
     const PATIENCE: Duration = Duration::from_secs(120);
     let program = Program::start(executable, &["-rate", "10"])?;
     let begin = Instant::now();
-    let mut daemon = Command::new(&setup.leaktrace)
-        .args(["daemon", "--interval", "1s", "--listen", "127.0.0.1:0"])
-        .args(["--pid", &program.pid().to_string()])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("starting leaktrace daemon")?;
-    let stderr = daemon.stderr.take().context("stderr is piped")?;
-    let found = (|| {
-        let mut lines = BufReader::new(stderr).lines();
-        let address = loop {
-            let line = lines.next().context("the daemon ended")??;
-            if let Some((_, rest)) = line.split_once("listening on http://") {
-                let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
-                break rest[..end.unwrap_or(rest.len())].to_owned();
-            }
-        };
-        while begin.elapsed() < PATIENCE {
-            let answer = Connection::open(&address)?.get("/metrics")?;
-            if answer.body.contains("leaktrace_leak{") {
-                return Ok(begin.elapsed().as_secs_f64());
-            }
-            std::thread::sleep(Duration::from_millis(100));
+    let mut command = Command::new(&setup.leaktrace);
+    command.args(["daemon", "--interval", "1s", "--listen", "127.0.0.1:0"]);
+    let daemon = Daemon::start(command.args(["--pid", &program.pid().to_string()]))?;
+    while begin.elapsed() < PATIENCE {
+        if daemon.metrics()?.contains("leaktrace_leak{") {
+            return Ok(begin.elapsed().as_secs_f64());
         }
-        bail!("no verdict within {PATIENCE:?}")
-    })();
-    // Both fail only when it has ended already.
-    let _ = daemon.kill();
-    let _ = daemon.wait();
-    found
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    bail!("no verdict within {PATIENCE:?}")
 }

@@ -1,0 +1,220 @@
+//! `cargo xtask accuracy`: runs every leak of the catalogue, its healthy twin and the programs that must stay silent, and
+//! writes doc/accuracy.md: what was found, at which line, after how long, and what was found that is none.
+//!
+//! [`catalogue`] is the table of programs; [`trial`] takes one from its start to its outcome, several side by side.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use leaktrace_fixtures::repository;
+
+use crate::demo;
+
+mod catalogue;
+mod trial;
+
+use catalogue::{Load, Program};
+use trial::{Outcome, Trial};
+
+/// Arguments of `cargo xtask accuracy`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How long each leak is watched, in seconds
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(20..=3600))]
+    seconds: u64,
+    /// How long each healthy program is watched, in seconds
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u64).range(20..=36_000))]
+    healthy_seconds: u64,
+    /// Go releases in which all programs are tried
+    #[arg(long, num_args = 1.., default_values_t = ["1.22.10".to_owned(), "1.27.3".to_owned()])]
+    go: Vec<String>,
+    /// Programs watched side by side
+    #[arg(long, default_value_t = 12)]
+    side_by_side: usize,
+    /// Only programs with this in their name
+    #[arg(long, num_args = 1..)]
+    only: Vec<String>,
+    /// An executable of leaktrace to use; without it one is built, optimised
+    #[arg(long, value_name = "FILE")]
+    leaktrace: Option<PathBuf>,
+    /// Print the table, and leave doc/accuracy.md as it is
+    #[arg(long)]
+    print: bool,
+}
+
+/// Tries everything; an error when a leak at one a second was missed, or anything healthy was called one.
+pub fn run(arguments: &Arguments) -> Result<()> {
+    ensure!(demo::is_root()?, "probes need root here");
+    let leaktrace = match &arguments.leaktrace {
+        Some(file) => file.clone(),
+        None => demo::build_leaktrace()?,
+    };
+    let trials = trials(arguments)?;
+    ensure!(!trials.is_empty(), "no program has such a name");
+    eprintln!(
+        "{} programs, {} side by side",
+        trials.len(),
+        arguments.side_by_side
+    );
+    let next = AtomicUsize::new(0);
+    let outcomes = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..arguments.side_by_side.clamp(1, 64) {
+            scope.spawn(|| {
+                while let Some(trial) = trials.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = trial.run(&leaktrace);
+                    eprintln!("{}: {outcome}", trial.name());
+                    let mut all = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+                    all.push((trial, outcome));
+                }
+            });
+        }
+    });
+    let mut outcomes = outcomes
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    outcomes.sort_by_key(|(trial, _)| trial.number);
+    let text = render(arguments, &outcomes)?;
+    if arguments.print {
+        println!("{text}");
+    } else {
+        let path = repository().join("doc/accuracy.md");
+        fs::create_dir_all(repository().join("doc"))?;
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        eprintln!("wrote {}", path.display());
+    }
+    let wrong: Vec<String> = outcomes
+        .iter()
+        .filter(|(trial, outcome)| match trial.program.healthy() {
+            true => !outcome.silent(),
+            // A burst alone is no growth: how many of those are found is told, not demanded.
+            false => trial.load != Load::Burst && !outcome.found(),
+        })
+        .map(|(trial, outcome)| format!("{}: {outcome}", trial.name()))
+        .collect();
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    Ok(())
+}
+
+/// Every program in every release that it is for, leaks under each load.
+fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
+    let wanted = |program: &Program| {
+        arguments.only.is_empty()
+            || (arguments.only.iter()).any(|part| program.name.contains(part.as_str()))
+    };
+    let mut trials = Vec::new();
+    for program in catalogue::PROGRAMS.iter().filter(|program| wanted(program)) {
+        for go in arguments.go.iter().filter(|go| program.builds_with(go)) {
+            let loads: &[Load] = if program.healthy() {
+                &[Load::Usual]
+            } else if program.spins {
+                &[Load::OneASecond]
+            } else {
+                &[Load::OneASecond, Load::BurstAndMore, Load::Burst]
+            };
+            let seconds = if program.healthy() {
+                arguments.healthy_seconds
+            } else {
+                arguments.seconds
+            };
+            for load in loads {
+                trials.push(Trial::new(trials.len(), program, go, *load, seconds)?);
+            }
+        }
+    }
+    // The long ones first, so that none runs alone at the end.
+    trials.sort_by_key(|trial| std::cmp::Reverse(trial.seconds));
+    Ok(trials)
+}
+
+fn render(arguments: &Arguments, outcomes: &[(&Trial, Outcome)]) -> Result<String> {
+    let mut text = format!(
+        "# Accuracy\n\n\
+         Every leak of the catalogue, its healthy twin, and programs that must stay silent, each watched by `leaktrace record` \
+         at its default settings: leaks for {} s, healthy programs for {} s. `cargo xtask accuracy` runs them ({} side by \
+         side) and writes this file. The time is that from the first count to the verdict; of several lines, the last.\n\n",
+        arguments.seconds, arguments.healthy_seconds, arguments.side_by_side
+    );
+    let leaks: Vec<_> = (outcomes.iter())
+        .filter(|(trial, _)| !trial.program.healthy())
+        .collect();
+    writeln!(text, "## Leaks\n")?;
+    writeln!(
+        text,
+        "| row | program | Go | one a second | a burst of 100, then one a second | a burst of 100 alone |"
+    )?;
+    writeln!(text, "|--:|---|---|---|---|---|")?;
+    let cell = |program: &Program, go: &str, load: Load| {
+        (leaks.iter())
+            .find(|(trial, _)| {
+                trial.program.name == program.name && trial.go == go && trial.load == load
+            })
+            .map_or_else(|| "–".to_owned(), |(_, outcome)| outcome.to_string())
+    };
+    for program in catalogue::PROGRAMS.iter().filter(|one| !one.healthy()) {
+        for go in arguments.go.iter().filter(|go| program.builds_with(go)) {
+            if !leaks
+                .iter()
+                .any(|(trial, _)| trial.program.name == program.name)
+            {
+                continue;
+            }
+            writeln!(
+                text,
+                "| {} | {} | {go} | {} | {} | {} |",
+                program.row,
+                program.name,
+                cell(program, go, Load::OneASecond),
+                cell(program, go, Load::BurstAndMore),
+                cell(program, go, Load::Burst)
+            )?;
+        }
+    }
+    writeln!(
+        text,
+        "\nA burst after which nothing more leaks is called a leak where healthy programs do not rest (a lock, a send that \
+         nobody takes, a nil channel, an empty select). Elsewhere a crowd at rest looks like a pool, and nothing is said \
+         until it grows.\n\n## Healthy programs\n"
+    )?;
+    writeln!(text, "| program | Go | verdicts |\n|---|---|---|")?;
+    for (trial, outcome) in outcomes.iter().filter(|(trial, _)| trial.program.healthy()) {
+        writeln!(
+            text,
+            "| {} | {} | {outcome} |",
+            trial.program.name, trial.go
+        )?;
+    }
+    let count = |load: Load| {
+        let of = leaks.iter().filter(|(trial, _)| trial.load == load);
+        let found = of.clone().filter(|(_, outcome)| outcome.found()).count();
+        (found, of.count())
+    };
+    let growing = [Load::OneASecond, Load::BurstAndMore].map(count);
+    let (found, all) = growing
+        .iter()
+        .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    let healthy = outcomes.iter().filter(|(trial, _)| trial.program.healthy());
+    let loud = healthy
+        .clone()
+        .filter(|(_, outcome)| !outcome.silent())
+        .count();
+    let wrong: usize = outcomes.iter().map(|(_, outcome)| outcome.wrong).sum();
+    let right: usize = outcomes.iter().map(|(_, outcome)| outcome.right).sum();
+    writeln!(
+        text,
+        "\n## Sums\n\n\
+         * Recall: {found} of {all} runs that go on leaking were found, at every line that leaks; of bursts alone {} of {}.\n\
+         * Precision: {right} of {} leak verdicts were right.\n\
+         * {loud} of {} healthy runs had a verdict.",
+        count(Load::Burst).0,
+        count(Load::Burst).1,
+        right + wrong,
+        healthy.count()
+    )?;
+    Ok(text)
+}
