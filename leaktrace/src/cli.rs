@@ -33,15 +33,17 @@ pub enum Command {
     /// Watch for a while, then show one verdict with all its evidence. Exit code: 0 nothing found, 1 leak found, 2 error.
     Explain(Explain),
     /// Watch all Go programs of this machine, or some, until told to stop, and serve what is known over HTTP.
-    Daemon(Daemon),
+    Daemon(Box<Daemon>),
     /// Watch in the terminal: a live table of call sites, the worst first. q quits, ? lists the keys.
-    Top(Top),
+    Top(Box<Top>),
     /// Compare two snapshots by call site: JSON or pprof, from leaktrace or from Go itself.
     Diff(Diff),
     /// Show what is in a Go program: release, build, and every instruction that a probe would sit on.
     Inspect(Inspect),
     /// Find out whether programs can be traced on this machine. Exit code: 0 with probes, 1 only snapshots, 2 nothing.
     Check(Check),
+    /// Print the configuration file, the manual page or completions for a shell.
+    Generate(Generate),
 }
 
 /// Arguments of `snapshot`.
@@ -142,45 +144,98 @@ pub struct Daemon {
     #[command(flatten)]
     /// Whom to watch.
     pub whom: Whom,
-    /// Address to serve on; port 0 takes a free one, which the log tells.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9779")]
-    pub listen: SocketAddr,
-    /// Time between two counts of what is alive.
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = duration)]
-    pub interval: Duration,
-    /// What the probes hear.
-    #[arg(long, value_name = "LEVEL", default_value = "auto")]
-    pub events: EventsLevel,
+    /// File to read settings from, as `leaktrace generate config` prints it; SIGHUP reads it again.
+    #[arg(long, value_name = "FILE", env = "LEAKTRACE_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Address to serve on; port 0 takes a free one, which the log tells. [default: 127.0.0.1:9779]
+    #[arg(long, value_name = "ADDRESS", env = "LEAKTRACE_LISTEN")]
+    pub listen: Option<SocketAddr>,
+    /// Time between two counts of what is alive. [default: 5s]
+    #[arg(long, value_name = "TIME", env = "LEAKTRACE_INTERVAL", value_parser = duration)]
+    pub interval: Option<Duration>,
+    /// What the probes hear. [default: auto]
+    #[arg(long, value_name = "LEVEL", env = "LEAKTRACE_EVENTS")]
+    pub events: Option<EventsLevel>,
+    /// Folder in which the kubelet keeps logs. [default: /var/log]
+    #[arg(long, value_name = "DIR", env = "LEAKTRACE_POD_LOGS")]
+    pub pod_logs: Option<PathBuf>,
     /// What a program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
-    /// lose more; what is alive is counted all the same.
-    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
-    pub budget: Allowed,
-    /// What all traced programs of this host together may lose.
-    #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = budget)]
-    pub host_budget: Allowed,
+    /// lose more; what is alive is counted all the same. [default: 1%]
+    #[arg(long, value_name = "SHARE", env = "LEAKTRACE_BUDGET", value_parser = budget)]
+    pub budget: Option<Allowed>,
+    /// What all traced programs of this host together may lose. [default: 5%]
+    #[arg(long, value_name = "SHARE", env = "LEAKTRACE_HOST_BUDGET", value_parser = budget)]
+    pub host_budget: Option<Allowed>,
 }
 
-/// Whom `daemon` and `top` watch: all of these together. Without any, every Go program.
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct Generate {
+    /// What to print.
+    #[command(subcommand)]
+    pub what: GenerateWhat,
+}
+
+/// What `generate` prints.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum GenerateWhat {
+    /// The daemon's configuration file with every key at its default, each explained.
+    Config,
+    /// The manual page, for man.
+    Man,
+    /// Completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Whom `daemon` and `top` watch: all of these together. Without any, every Go program. In patterns * and ? stand for
+/// anything; each option may be given several times.
 #[derive(Debug, Args)]
 pub struct Whom {
-    /// Process to watch; may be given several times.
+    /// Watch this process.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     pub pid: Vec<i32>,
-    /// Watch those whose executable's path matches, such as "/opt/*/server"; may be given several times.
+    /// Watch those whose executable's path matches, such as "/opt/*/server".
     #[arg(long, value_name = "GLOB")]
     pub exe: Vec<Pattern>,
-    /// Watch those with this name, as in /proc/PID/comm; * and ? stand for anything; may be given several times.
+    /// Watch those with this name, as in /proc/PID/comm.
     #[arg(long, value_name = "COMM")]
     pub name: Vec<Pattern>,
+    /// Watch those of this systemd unit, such as "nginx.service".
+    #[arg(long, value_name = "UNIT")]
+    pub unit: Vec<Pattern>,
+    /// Watch those in this container: its id, or at least six digits of it, or its name in the pod.
+    #[arg(long, value_name = "ID")]
+    pub container: Vec<Pattern>,
+    /// Watch those in this pod.
+    #[arg(long, value_name = "POD")]
+    pub pod: Vec<Pattern>,
+    /// Watch those in pods of this namespace.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub namespace: Vec<Pattern>,
     /// Watch every Go program: what is done when nobody is named.
     #[arg(long)]
     pub all: bool,
     /// Do not watch those whose executable's path matches, unless they are named by --pid.
     #[arg(long, value_name = "GLOB")]
     pub exclude_exe: Vec<Pattern>,
-    /// Do not watch those with this name, unless they are named by --pid.
+    /// Do not watch those with this name.
     #[arg(long, value_name = "COMM")]
     pub exclude_name: Vec<Pattern>,
+    /// Do not watch those of this systemd unit.
+    #[arg(long, value_name = "UNIT")]
+    pub exclude_unit: Vec<Pattern>,
+    /// Do not watch those in this container.
+    #[arg(long, value_name = "ID")]
+    pub exclude_container: Vec<Pattern>,
+    /// Do not watch those in this pod.
+    #[arg(long, value_name = "POD")]
+    pub exclude_pod: Vec<Pattern>,
+    /// Do not watch those in pods of this namespace.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub exclude_namespace: Vec<Pattern>,
 }
 
 /// Arguments of `inspect`.
@@ -290,7 +345,7 @@ pub enum EventsLevel {
 pub struct Allowed(pub Option<Share>);
 
 /// Reads a share of one core such as `1%`, or `off`.
-fn budget(text: &str) -> Result<Allowed, String> {
+pub(crate) fn budget(text: &str) -> Result<Allowed, String> {
     if text == "off" {
         return Ok(Allowed(None));
     }
@@ -304,7 +359,7 @@ fn budget(text: &str) -> Result<Allowed, String> {
 }
 
 /// Reads a time such as `90s`, `5m`, `1h` or `500ms`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text
         .find(|character: char| !character.is_ascii_digit() && character != '.')
         .unwrap_or(text.len());

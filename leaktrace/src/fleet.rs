@@ -19,6 +19,7 @@ use crate::ledger::Drift;
 use crate::probe::{Calibrator, Level, LoadOptions, ProbeError, Probes, Scope};
 use crate::resolve::{self, Program, Refusal};
 use crate::session::{Depth, PATIENCE, Session};
+use crate::target::whereabouts::Pods;
 use crate::target::{Inode, Pid, Process, TargetId};
 
 /// Targets and what they share.
@@ -83,7 +84,9 @@ impl Fleet {
     /// # Errors
     /// As [`Session::open`].
     pub fn open(&mut self, pid: Pid) -> anyhow::Result<TargetId> {
-        self.take_in(Process::open(pid)?, PATIENCE)
+        let mut process = Process::open(pid)?;
+        process.locate(&mut Pods::default());
+        self.take_in(process, PATIENCE)
     }
 
     /// The same for a process that was found already; its memory is looked at `tries` times until it is believed.

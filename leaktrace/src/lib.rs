@@ -14,6 +14,9 @@
 // Arguments as typed.
 pub mod cli;
 
+// The daemon's configuration file.
+pub mod config;
+
 // What each subcommand does.
 pub mod command;
 

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         Command::Diff(arguments) => command::diff::run(&arguments),
         Command::Inspect(arguments) => command::inspect::run(&arguments),
         Command::Check(arguments) => command::check::run(&arguments),
+        Command::Generate(arguments) => command::generate::run(&arguments),
     };
     match outcome {
         Ok(code) => code,

@@ -30,6 +30,7 @@ use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
+use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
 use crate::verdict::{Moment, Standings};
 
@@ -87,7 +88,9 @@ impl Session {
     /// When there is no such process, it is out of bounds, it is nothing that leaktrace can read, or its memory
     /// contradicts its executable.
     pub fn open(pid: Pid) -> anyhow::Result<Self> {
-        Self::of(Process::open(pid)?, PATIENCE, |executable| {
+        let mut process = Process::open(pid)?;
+        process.locate(&mut Pods::default());
+        Self::of(process, PATIENCE, |executable| {
             resolve::resolve_running(executable).map(Rc::new)
         })
     }
@@ -135,6 +138,9 @@ impl Session {
     /// The name that stays the same across restarts.
     #[must_use]
     pub fn name(&self) -> String {
+        if let Some(name) = self.process.whereabouts.name() {
+            return name;
+        }
         let exe = self.process.exe.to_string_lossy();
         let path = exe.strip_suffix(" (deleted)").unwrap_or(&exe);
         path.rsplit('/').next().unwrap_or(path).to_owned()
@@ -369,7 +375,8 @@ impl Session {
                     self.process.started_unix,
                     self.process.exe.to_string_lossy().into_owned(),
                     &self.program,
-                ),
+                )
+                .at(&self.process.whereabouts),
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,

@@ -1,10 +1,12 @@
 //! `leaktrace daemon`: watch until told to stop, and serve what is known.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -12,11 +14,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::record::{DRAIN_EVERY, level};
 use crate::cli::{Daemon, Whom};
+use crate::config::{self, Config};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
 use crate::fleet::Budget;
 use crate::target::Pid;
-use crate::target::selection::Selection;
-use crate::watcher::{Settings, Watcher};
+use crate::target::selection::{Patterns, Selection};
+use crate::watcher::{Manner, Settings, Watcher};
 
 /// How often what is shown is renewed.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
@@ -37,21 +40,16 @@ pub fn run(arguments: &Daemon) -> anyhow::Result<ExitCode> {
 async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
-    let listener = server::bind(arguments.listen).await?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
+    let config = read(arguments)?;
+    let listener = server::bind(arguments.listen.unwrap_or(config.listen)).await?;
     let address = listener.local_addr().context("the socket has no address")?;
     allow_many_files();
 
-    let selection = selection(&arguments.whom);
+    let settings = wanted(arguments, config);
+    let selection = &settings.selection;
     let (named, only_named) = (selection.pids.clone(), selection.only_pids());
-    let mut watcher = Watcher::new(Settings {
-        selection,
-        level: level(arguments.events),
-        interval: arguments.interval,
-        budget: Budget {
-            target: arguments.budget.0,
-            host: arguments.host_budget.0,
-        },
-    });
+    let mut watcher = Watcher::new(settings);
     for pid in named {
         match watcher.require(pid) {
             Err(error) if only_named => return Err(error),
@@ -75,6 +73,13 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
+            _ = hangup.recv() => match read(arguments) {
+                Ok(config) => {
+                    watcher.change(wanted(arguments, config));
+                    tracing::info!("the configuration was read again");
+                }
+                Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+            },
             _ = tick.tick() => {
                 changed |= watcher.step();
                 if changed && published.elapsed() >= PUBLISH_EVERY {
@@ -96,15 +101,88 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The configuration file, or the defaults without one.
+fn read(arguments: &Daemon) -> anyhow::Result<Config> {
+    /// Nobody writes this much by hand.
+    const MOST_BYTES: u64 = 1 << 20;
+    let Some(path) = &arguments.config else {
+        return Ok(Config::default());
+    };
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    config::parse(&text).map_err(|mistake| anyhow!("{}: {mistake}", path.display()))
+}
+
+/// Whom the options name, and whom they leave out.
+fn patterns(whom: &Whom) -> (Patterns, Patterns) {
+    let named = Patterns {
+        exe: whom.exe.clone(),
+        name: whom.name.clone(),
+        unit: whom.unit.clone(),
+        container: whom.container.clone(),
+        pod: whom.pod.clone(),
+        namespace: whom.namespace.clone(),
+    };
+    let excluded = Patterns {
+        exe: whom.exclude_exe.clone(),
+        name: whom.exclude_name.clone(),
+        unit: whom.exclude_unit.clone(),
+        container: whom.exclude_container.clone(),
+        pod: whom.exclude_pod.clone(),
+        namespace: whom.exclude_namespace.clone(),
+    };
+    (named, excluded)
+}
+
+/// Whom the options choose, without a configuration file.
 pub(super) fn selection(whom: &Whom) -> Selection {
-    let nobody = whom.pid.is_empty() && whom.exe.is_empty() && whom.name.is_empty();
+    let (include, exclude) = patterns(whom);
     Selection {
-        all: whom.all || nobody,
+        all: whom.all || (whom.pid.is_empty() && include.is_empty()),
         pids: whom.pid.iter().copied().map(Pid).collect(),
-        exes: whom.exe.clone(),
-        names: whom.name.clone(),
-        exclude_exes: whom.exclude_exe.clone(),
-        exclude_names: whom.exclude_name.clone(),
+        include,
+        exclude,
+    }
+}
+
+/// Options beat the file: whom they name is watched, whatever the file names.
+fn wanted(arguments: &Daemon, config: Config) -> Settings {
+    let whom = &arguments.whom;
+    let (named, excluded) = patterns(whom);
+    let typed = whom.all || !whom.pid.is_empty() || !named.is_empty();
+    let manner = Manner {
+        level: level(arguments.events.unwrap_or(config.events)),
+        interval: arguments.interval.unwrap_or(config.interval),
+    };
+    let special = config.target.iter().map(|one| {
+        let own = Manner {
+            level: one.events.map_or(manner.level, level),
+            interval: one.interval.unwrap_or(manner.interval),
+        };
+        (one.whom(), own)
+    });
+    let special = special.collect();
+    let include = if typed { named } else { config.watch.into() };
+    Settings {
+        selection: Selection {
+            all: whom.all || (whom.pid.is_empty() && include.is_empty()),
+            pids: whom.pid.iter().copied().map(Pid).collect(),
+            include,
+            exclude: if excluded.is_empty() {
+                config.exclude.into()
+            } else {
+                excluded
+            },
+        },
+        manner,
+        special,
+        budget: Budget {
+            target: arguments.budget.unwrap_or(config.budget).0,
+            host: arguments.host_budget.unwrap_or(config.host_budget).0,
+        },
+        pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod check;
 pub mod daemon;
 pub mod diff;
 pub mod explain;
+pub mod generate;
 pub mod inspect;
 pub mod record;
 pub mod snapshot;

@@ -15,10 +15,11 @@ use super::daemon::{allow_many_files, selection};
 use super::record::{DRAIN_EVERY, level};
 use crate::cli;
 use crate::clock::{monotonic_ns, unix_of};
+use crate::config::Config;
 use crate::fleet::Budget;
 use crate::target::Pid;
 use crate::top::{Shown, Top, Wish, draw};
-use crate::watcher::{Settings, Watcher};
+use crate::watcher::{Manner, Settings, Watcher};
 
 /// How often the stacks of an open call site are looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -41,8 +42,12 @@ pub fn run(arguments: &cli::Top) -> anyhow::Result<ExitCode> {
     let (named, only_named) = (selection.pids.clone(), selection.only_pids());
     let mut watcher = Watcher::new(Settings {
         selection,
-        level: level(arguments.events),
-        interval: arguments.interval,
+        manner: Manner {
+            level: level(arguments.events),
+            interval: arguments.interval,
+        },
+        special: Vec::new(),
+        pod_logs: Config::default().pod_logs,
         budget: Budget {
             target: arguments.budget.0,
             host: arguments.host_budget.0,

@@ -50,7 +50,7 @@ pub fn render(board: &Board) -> Result<Vec<u8>, prometheus::Error> {
         .targets()
         .filter_map(|row| Some((row.target.as_str(), row.report.as_deref()?)))
         .collect();
-    register_targets(&registry, &watched)?;
+    register_targets(&registry, &watched, &board.node)?;
     register_processes(&registry, board)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
@@ -110,7 +110,11 @@ fn register_processes(registry: &Registry, board: &Board) -> Result<(), promethe
     Ok(())
 }
 
-fn register_targets(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), prometheus::Error> {
+fn register_targets(
+    registry: &Registry,
+    watched: &[Watched<'_>],
+    node: &str,
+) -> Result<(), prometheus::Error> {
     let info = gauge(
         "leaktrace_target_info",
         "What is known of the target; the value is always 1.",
@@ -123,6 +127,12 @@ fn register_targets(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), 
             "module",
             "version",
             "vcs_revision",
+            "container",
+            "container_id",
+            "pod",
+            "namespace",
+            "unit",
+            "node",
         ],
     )?;
     for (target, report) in watched {
@@ -136,6 +146,12 @@ fn register_targets(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), 
             &facts.module,
             &facts.version,
             &facts.vcs_revision,
+            &facts.container,
+            &facts.container_id,
+            &facts.pod,
+            &facts.namespace,
+            &facts.unit,
+            node,
         ])
         .set(1);
     }

@@ -18,6 +18,7 @@ use crate::ledger::{CallSite, Ledger, Sample, Site, SiteId, SiteKind, State, Sym
 use crate::probe::BlockedTime;
 use crate::resolve::Program;
 use crate::resolve::pclntab::Frame;
+use crate::target::whereabouts::Whereabouts;
 use crate::verdict::{Level, Shape, Standings, Wait, remedy};
 
 /// Version of the JSON shape. Fields are only ever added within one version.
@@ -61,6 +62,16 @@ pub struct Target {
     pub vcs_revision: String,
     /// `amd64` or `arm64`.
     pub arch: &'static str,
+    /// Id of its container; "" when it is in none.
+    pub container_id: String,
+    /// Name of its container in the pod.
+    pub container: String,
+    /// Its pod.
+    pub pod: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// Its systemd unit.
+    pub unit: String,
 }
 
 impl Target {
@@ -78,6 +89,21 @@ impl Target {
             version: build.module_version.clone(),
             vcs_revision: build.vcs_revision.clone(),
             arch: program.arch.name(),
+            ..Self::default()
+        }
+    }
+
+    /// The same with where the process lives.
+    #[must_use]
+    pub fn at(self, place: &Whereabouts) -> Self {
+        let place = place.clone();
+        Self {
+            container_id: place.container_id,
+            container: place.container,
+            pod: place.pod,
+            namespace: place.namespace,
+            unit: place.unit,
+            ..self
         }
     }
 }

@@ -1,8 +1,10 @@
 //! The daemon's HTTP: the route table, nothing else.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,8 +18,9 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 
 use super::{Report, api, metrics, page, pprof};
 use crate::target::Pid;
@@ -46,11 +49,15 @@ pub const MOST_QUESTIONS: usize = 8;
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Connections served at one time; further ones wait in the kernel's queue.
-const MOST_CONNECTIONS: usize = 64;
+/// Connections open at one time; for a further one the oldest that is not being answered is closed, so that slow
+/// clients, however many, keep nobody else waiting.
+const MOST_CONNECTIONS: usize = 256;
 
 /// How long a client may take over its request's headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Bytes of a request's headers.
+const MOST_HEADER_BYTES: usize = 16 << 10;
 
 /// How long one connection may stay open in all: a scraper simply connects again.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
@@ -67,11 +74,8 @@ pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 
 /// Serves until the task is dropped.
 pub async fn serve(listener: TcpListener, source: Source) {
-    let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let mut open: VecDeque<Open> = VecDeque::new();
     loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
-            return;
-        };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -81,22 +85,46 @@ pub async fn serve(listener: TcpListener, source: Source) {
                 continue;
             }
         };
-        let source = source.clone();
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let source = source.clone();
-                async move { Ok::<_, Infallible>(respond(&request, &source).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .max_buf_size(16 << 10)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-                tracing::debug!("a connection ended early: {error}");
-            }
-            drop(permit);
+        open.retain(|connection| !connection.task.is_finished());
+        if open.len() >= MOST_CONNECTIONS {
+            let idle = |connection: &Open| !connection.answering.load(Ordering::Relaxed);
+            let Some(oldest) = open.iter().position(idle).and_then(|at| open.remove(at)) else {
+                continue;
+            };
+            oldest.task.abort();
+        }
+        let answering = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(converse(stream, source.clone(), Arc::clone(&answering)));
+        open.push_back(Open {
+            task: task.abort_handle(),
+            answering,
         });
+    }
+}
+
+/// A connection: whether an answer is being made for it, and how to close it.
+struct Open {
+    task: AbortHandle,
+    answering: Arc<AtomicBool>,
+}
+
+async fn converse(stream: TcpStream, source: Source, answering: Arc<AtomicBool>) {
+    let service = service_fn(move |request| {
+        let (source, answering) = (source.clone(), Arc::clone(&answering));
+        async move {
+            answering.store(true, Ordering::Relaxed);
+            let response = respond(&request, &source).await;
+            answering.store(false, Ordering::Relaxed);
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MOST_HEADER_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+        tracing::debug!("a connection ended early: {error}");
     }
 }
 

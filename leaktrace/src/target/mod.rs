@@ -1,8 +1,10 @@
 //! Whom do we watch? One running process, named by pid *and* start time, because pids are used again.
 
+pub mod names;
 pub mod roster;
 pub mod scan;
 pub mod selection;
+pub mod whereabouts;
 
 mod process;
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use procfs::ProcError;
 use procfs::process::{self as proc_fs, MMPermissions, MMapPath};
 
+use super::whereabouts::{Pods, Whereabouts};
 use super::{Inode, Pid, TargetId};
 use crate::address::{LoadBias, RuntimeAddr, VirtAddr};
 use crate::resolve::ReadAt;
@@ -23,6 +24,8 @@ pub struct Process {
     pub exe: PathBuf,
     /// When it started, seconds since the epoch.
     pub started_unix: f64,
+    /// Where it lives, as far as it was looked up.
+    pub whereabouts: Whereabouts,
     file: File,
     /// Where its first stack begins: chosen anew by each exec, so that another program in the same process shows.
     image: u64,
@@ -90,10 +93,16 @@ impl Process {
             name: stat.comm,
             exe,
             started_unix,
+            whereabouts: Whereabouts::default(),
             file,
             image: stat.startstack,
             program_headers: RuntimeAddr(program_headers),
         })
+    }
+
+    /// Looks up where it lives.
+    pub fn locate(&mut self, pods: &mut Pods) {
+        self.whereabouts = Whereabouts::of(self.id.pid, pods);
     }
 
     /// The open executable.

@@ -3,22 +3,36 @@
 use glob::Pattern;
 
 use super::Pid;
+use super::whereabouts::Whereabouts;
 
 /// What the user asked for. An exclusion beats everything but a pid.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// Every Go program.
     pub all: bool,
     /// These processes.
     pub pids: Vec<Pid>,
-    /// Those whose executable's path matches.
-    pub exes: Vec<Pattern>,
-    /// Those with this name (`comm`).
-    pub names: Vec<Pattern>,
-    /// Not those whose executable's path matches.
-    pub exclude_exes: Vec<Pattern>,
-    /// Not those with this name.
-    pub exclude_names: Vec<Pattern>,
+    /// Those that match any of these.
+    pub include: Patterns,
+    /// Not those that match any of these.
+    pub exclude: Patterns,
+}
+
+/// Processes by what they are called; `*` and `?` stand for anything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patterns {
+    /// Path of the executable.
+    pub exe: Vec<Pattern>,
+    /// Name (`comm`).
+    pub name: Vec<Pattern>,
+    /// Systemd unit.
+    pub unit: Vec<Pattern>,
+    /// Id of the container, or its name in the pod; of an id the beginning is enough.
+    pub container: Vec<Pattern>,
+    /// Pod.
+    pub pod: Vec<Pattern>,
+    /// Namespace of the pod.
+    pub namespace: Vec<Pattern>,
 }
 
 /// What a selection looks at.
@@ -30,44 +44,79 @@ pub struct Subject<'s> {
     pub name: &'s str,
     /// Path of its executable.
     pub exe: &'s str,
+    /// Where it lives.
+    pub place: &'s Whereabouts,
 }
+
+impl Patterns {
+    /// Whether nobody is named.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Whether the process is one of those.
+    #[must_use]
+    pub fn matches(&self, subject: Subject<'_>) -> bool {
+        self.find(subject).is_some()
+    }
+
+    /// What of the process matches, and the pattern that it matches.
+    fn find(&self, subject: Subject<'_>) -> Option<(&'static str, &str)> {
+        let exe = subject
+            .exe
+            .strip_suffix(" (deleted)")
+            .unwrap_or(subject.exe);
+        let place = subject.place;
+        let subjects = [
+            ("executable", &self.exe, exe),
+            ("name", &self.name, subject.name),
+            ("unit", &self.unit, &*place.unit),
+            ("container", &self.container, &*place.container),
+            ("pod", &self.pod, &*place.pod),
+            ("namespace", &self.namespace, &*place.namespace),
+        ];
+        // What is not known is "", and matched by nothing, not even by a star.
+        let known = subjects.into_iter().filter(|(_, _, text)| !text.is_empty());
+        let mut by_text = known.filter_map(|(what, patterns, text)| {
+            let found = patterns.iter().find(|pattern| pattern.matches(text));
+            found.map(|pattern| (what, pattern.as_str()))
+        });
+        let by_id = || {
+            let mut patterns = self.container.iter().map(Pattern::as_str);
+            patterns.find(|id| id.len() >= LEAST_OF_AN_ID && place.container_id.starts_with(id))
+        };
+        by_text
+            .next()
+            .or_else(|| by_id().map(|id| ("container", id)))
+    }
+}
+
+/// Digits of a container's id that are enough to name it.
+const LEAST_OF_AN_ID: usize = 6;
 
 impl Selection {
     /// Whether only processes that were named by their number are wanted.
     #[must_use]
     pub fn only_pids(&self) -> bool {
-        !self.all && self.exes.is_empty() && self.names.is_empty()
+        !self.all && self.include.is_empty()
     }
 
-    /// Whether this process is wanted; if not, why, as a sentence.
+    /// Whether this process is wanted.
     ///
     /// # Errors
-    /// The reason why it is not wanted.
+    /// The reason why it is not, as a sentence.
     pub fn judge(&self, subject: Subject<'_>) -> Result<(), String> {
         if self.pids.contains(&subject.pid) {
             return Ok(());
         }
-        let exe = subject
-            .exe
-            .strip_suffix(" (deleted)")
-            .unwrap_or(subject.exe);
-        let matching = |patterns: &'_ [Pattern], text: &str| {
-            let found = patterns.iter().find(|pattern| pattern.matches(text));
-            found.map(|pattern| pattern.as_str().to_owned())
-        };
-        if let Some(pattern) = matching(&self.exclude_exes, exe) {
-            return Err(format!("its executable is excluded by \"{pattern}\""));
+        if let Some((what, pattern)) = self.exclude.find(subject) {
+            return Err(format!("its {what} is excluded by \"{pattern}\""));
         }
-        if let Some(pattern) = matching(&self.exclude_names, subject.name) {
-            return Err(format!("its name is excluded by \"{pattern}\""));
-        }
-        let wanted = self.all
-            || matching(&self.exes, exe).is_some()
-            || matching(&self.names, subject.name).is_some();
-        if wanted {
+        if self.all || self.include.find(subject).is_some() {
             return Ok(());
         }
-        Err("neither its pid, its executable nor its name was asked for".to_owned())
+        Err("it is none of those that were asked for".to_owned())
     }
 }
 
@@ -85,6 +134,7 @@ mod tests {
             pid: Pid(pid),
             name,
             exe,
+            place: &Whereabouts::default(),
         };
         selection.judge(subject).is_ok()
     }
@@ -93,8 +143,11 @@ mod tests {
     fn any_of_the_wishes_will_do() {
         let selection = Selection {
             pids: vec![Pid(7)],
-            exes: patterns(&["/opt/*/server"]),
-            names: patterns(&["etcd"]),
+            include: Patterns {
+                exe: patterns(&["/opt/*/server"]),
+                name: patterns(&["etcd"]),
+                ..Patterns::default()
+            },
             ..Selection::default()
         };
         assert!(check(&selection, 7, "x", "/x"));
@@ -109,13 +162,61 @@ mod tests {
         let selection = Selection {
             all: true,
             pids: vec![Pid(7)],
-            exclude_exes: patterns(&["/usr/bin/*"]),
-            exclude_names: patterns(&["kube*"]),
+            exclude: Patterns {
+                exe: patterns(&["/usr/bin/*"]),
+                name: patterns(&["kube*"]),
+                pod: patterns(&["*"]),
+                ..Patterns::default()
+            },
             ..Selection::default()
         };
         assert!(check(&selection, 8, "x", "/opt/x"));
         assert!(!check(&selection, 8, "x", "/usr/bin/x"));
         assert!(!check(&selection, 8, "kubelet", "/opt/kubelet"));
         assert!(check(&selection, 7, "kubelet", "/usr/bin/kubelet"));
+    }
+
+    #[test]
+    fn by_where_it_lives() {
+        let place = Whereabouts {
+            unit: "shop.service".to_owned(),
+            container_id: "4e5021a7f3b2".to_owned(),
+            container: "server".to_owned(),
+            pod: "web-0".to_owned(),
+            namespace: "shop".to_owned(),
+        };
+        let subject = Subject {
+            pid: Pid(8),
+            name: "x",
+            exe: "/x",
+            place: &place,
+        };
+        let wanted = |include: Patterns| {
+            let selection = Selection {
+                include,
+                ..Selection::default()
+            };
+            selection.judge(subject).is_ok()
+        };
+        let container = |text| Patterns {
+            container: patterns(&[text]),
+            ..Patterns::default()
+        };
+        assert!(wanted(container("4e5021a7")));
+        assert!(wanted(container("server")));
+        assert!(!wanted(container("4e")), "too little of an id");
+        assert!(!wanted(container("21a7f3b2")));
+        assert!(wanted(Patterns {
+            namespace: patterns(&["sh*"]),
+            ..Patterns::default()
+        }));
+        assert!(wanted(Patterns {
+            unit: patterns(&["shop.service"]),
+            ..Patterns::default()
+        }));
+        assert!(wanted(Patterns {
+            pod: patterns(&["web-?"]),
+            ..Patterns::default()
+        }));
     }
 }

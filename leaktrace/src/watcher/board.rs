@@ -12,6 +12,8 @@ use crate::target::roster::Entry;
 pub struct Board {
     /// One for each process.
     pub rows: Vec<Row>,
+    /// The machine's name: what `NODE_NAME` says, as Kubernetes sets it, else its host name.
+    pub node: String,
     /// Hits of probes in processes that are not traced.
     pub stranger_hits: u64,
     /// Events that came after their target had ended.

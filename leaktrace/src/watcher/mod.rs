@@ -8,7 +8,9 @@ pub mod board;
 mod labels;
 mod log;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +22,8 @@ use crate::probe::{Level, Scope};
 use crate::resolve::Refusal;
 use crate::session::{Depth, PATIENCE};
 use crate::target::roster::{Entry, Roster, State};
-use crate::target::selection::{Selection, Subject};
+use crate::target::selection::{Patterns, Selection, Subject};
+use crate::target::whereabouts::{Pods, Whereabouts};
 use crate::target::{Inode, Pid, Process, TargetError, TargetId, scan};
 
 use board::{Board, Row};
@@ -32,12 +35,36 @@ use log::Quota;
 pub struct Settings {
     /// Whom to watch.
     pub selection: Selection,
+    /// What the probes hear, and the time between two counts.
+    pub manner: Manner,
+    /// Those that are watched in another way: the first that matches counts.
+    pub special: Vec<(Patterns, Manner)>,
+    /// What the targets may lose. Read at the start only.
+    pub budget: Budget,
+    /// Where the kubelet keeps logs.
+    pub pod_logs: PathBuf,
+}
+
+/// How a target is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manner {
     /// What the probes hear.
     pub level: Level,
-    /// Time between two counts of one target.
+    /// Time between two counts.
     pub interval: Duration,
-    /// What the targets may lose.
-    pub budget: Budget,
+}
+
+impl Settings {
+    fn richest_level(&self) -> Level {
+        let special = self.special.iter().map(|(_, manner)| manner.level);
+        special.fold(self.manner.level, Level::max)
+    }
+
+    fn manner(&self, subject: Subject<'_>) -> Manner {
+        let mut special = self.special.iter();
+        let found = special.find(|(whom, _)| whom.matches(subject));
+        found.map_or(self.manner, |(_, manner)| *manner)
+    }
 }
 
 /// The processes of this machine, and the sessions of those that are watched.
@@ -46,6 +73,8 @@ pub struct Watcher {
     fleet: Fleet,
     lives: Option<Lives>,
     roster: Roster,
+    pods: Pods,
+    node: String,
     traced: BTreeMap<Pid, Traced>,
     /// Targets that were asked for by number and have ended: they stay to be seen.
     ended: Vec<Row>,
@@ -61,6 +90,7 @@ pub struct Watcher {
 struct Traced {
     id: TargetId,
     label: String,
+    manner: Manner,
     next_census_ns: u64,
     report: Option<Arc<Report>>,
     /// Whether the last census succeeded.
@@ -96,10 +126,11 @@ impl Watcher {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            fleet: Fleet::new(settings.level, settings.budget),
-            settings,
+            fleet: Fleet::new(settings.richest_level(), settings.budget),
             lives: None,
             roster: Roster::default(),
+            pods: Pods::at(&settings.pod_logs),
+            node: node(),
             traced: BTreeMap::new(),
             ended: Vec::new(),
             labels: Labels::default(),
@@ -107,12 +138,13 @@ impl Watcher {
             next_scan_ns: 0,
             changed: true,
             quota: Quota::default(),
+            settings,
         }
     }
 
     /// Asks the kernel to tell who comes and goes.
     pub fn listen(&mut self) {
-        if self.settings.level == Level::None || self.settings.selection.only_pids() {
+        if self.settings.manner.level == Level::None || self.settings.selection.only_pids() {
             return;
         }
         match self.fleet.watch_processes() {
@@ -128,24 +160,26 @@ impl Watcher {
     /// # Errors
     /// When it cannot be traced.
     pub fn require(&mut self, pid: Pid) -> anyhow::Result<()> {
-        let process = Process::open(pid)?;
+        let mut process = Process::open(pid)?;
+        process.locate(&mut self.pods);
         self.roster.see(pid, scan::sight(pid), monotonic_ns());
         let file = process.inode();
         if let Some(entry) = self.roster.entry_mut(pid) {
             entry.exe = process.exe.to_string_lossy().into_owned();
             entry.inode = file;
         }
+        let manner = self.settings.manner(subject(&process));
         let id = self.fleet.take_in(process, PATIENCE)?;
         let scope = self.scope(file);
         let started = self
             .fleet
-            .attach(id, self.settings.level, scope)
+            .attach(id, manner.level, scope)
             .and_then(|()| self.fleet.census(id, Depth::Counts));
         if let Err(error) = started {
             self.fleet.let_go(id);
             return Err(error);
         }
-        self.began(id, String::new());
+        self.began(id, manner, String::new());
         Ok(())
     }
 
@@ -254,7 +288,7 @@ impl Watcher {
     }
 
     fn decide(&mut self, pid: Pid) -> State {
-        let process = match Process::open(pid) {
+        let mut process = match Process::open(pid) {
             Ok(process) => process,
             Err(TargetError::NoExecutable(_)) => return State::NotGo("it has no executable"),
             Err(error @ TargetError::Denied(_)) => {
@@ -267,6 +301,7 @@ impl Watcher {
                     pid,
                     name: &name.unwrap_or_default(),
                     exe: "",
+                    place: &Whereabouts::default(),
                 };
                 return match self.settings.selection.judge(subject) {
                     Err(reason) => State::Excluded(reason),
@@ -275,33 +310,30 @@ impl Watcher {
             }
             Err(error) => return self.later(pid, &error.to_string()),
         };
+        process.locate(&mut self.pods);
         let file = process.inode();
         let exe = process.exe.to_string_lossy().into_owned();
         if let Some(entry) = self.roster.entry_mut(pid) {
-            (entry.inode, entry.exe) = (file, exe.clone());
+            (entry.inode, entry.exe) = (file, exe);
         }
-        let subject = Subject {
-            pid,
-            name: &process.name,
-            exe: &exe,
-        };
-        if let Err(reason) = self.settings.selection.judge(subject) {
+        if let Err(reason) = self.settings.selection.judge(subject(&process)) {
             return State::Excluded(reason);
         }
         if !self.fleet.is_go(process.executable()) {
             return State::NotGo("its executable is no Go program");
         }
+        let manner = self.settings.manner(subject(&process));
         let id = match self.fleet.take_in(process, 1) {
             Ok(id) => id,
             Err(error) if is_final(&error) => return State::Refused(format!("{error:#}")),
             Err(error) => return self.later(pid, &format!("{error:#}")),
         };
         let scope = self.scope(file);
-        let reason = match self.fleet.attach(id, self.settings.level, scope) {
+        let reason = match self.fleet.attach(id, manner.level, scope) {
             Ok(()) => String::new(),
             Err(error) => format!("counted without probes: {error:#}"),
         };
-        self.began(id, reason.clone());
+        self.began(id, manner, reason.clone());
         State::Traced(reason)
     }
 
@@ -321,7 +353,7 @@ impl Watcher {
         }
     }
 
-    fn began(&mut self, id: TargetId, reason: String) {
+    fn began(&mut self, id: TargetId, manner: Manner, reason: String) {
         let Ok(session) = self.fleet.session(id) else {
             return;
         };
@@ -333,6 +365,7 @@ impl Watcher {
         let traced = Traced {
             id,
             label,
+            manner,
             next_census_ns: 0,
             report: None,
             up: true,
@@ -392,10 +425,10 @@ impl Watcher {
         });
         let took = Duration::from_nanos(monotonic_ns().saturating_sub(begin));
         let share = CENSUS_BUDGET / self.traced.len().max(1) as f64;
-        let pause = self.settings.interval.max(took.div_f64(share));
         let Some(traced) = self.traced.get_mut(&id.pid) else {
             return;
         };
+        let pause = traced.manner.interval.max(took.div_f64(share));
         traced.next_census_ns =
             begin.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
         self.changed = true;
@@ -438,10 +471,49 @@ impl Watcher {
         });
         Board {
             rows: rows.chain(self.ended.iter().cloned()).collect(),
+            node: self.node.clone(),
             stranger_hits: self.fleet.strangers(),
             late_events: self.fleet.late_events(),
             unlisted: self.roster.turned_away,
         }
+    }
+
+    /// From now on this is wanted. Who is not wanted any more is let go; who is, is taken in.
+    pub fn change(&mut self, settings: Settings) {
+        if settings.pod_logs != self.settings.pod_logs {
+            self.pods = Pods::at(&settings.pod_logs);
+        }
+        self.settings = settings;
+        let now = monotonic_ns();
+        let mut unwanted = BTreeSet::new();
+        for (pid, traced) in &mut self.traced {
+            let Ok(session) = self.fleet.session(traced.id) else {
+                continue;
+            };
+            let subject = subject(&session.process);
+            if self.settings.selection.judge(subject).is_err() {
+                unwanted.insert(*pid);
+                continue;
+            }
+            let manner = self.settings.manner(subject);
+            if manner.level != traced.manner.level {
+                // Taken in anew: its history begins again, as its events do.
+                unwanted.insert(*pid);
+                continue;
+            }
+            traced.manner = manner;
+            traced.next_census_ns = now;
+        }
+        for pid in &unwanted {
+            if let Some(traced) = self.traced.remove(pid) {
+                self.fleet.let_go(traced.id);
+                self.labels.give_back(&traced.label);
+            }
+        }
+        self.roster.forget(now, |entry| {
+            unwanted.contains(&entry.sighting.pid) || matches!(entry.state, State::Excluded(_))
+        });
+        self.changed = true;
     }
 
     /// Lets everybody go.
@@ -450,6 +522,23 @@ impl Watcher {
             self.fleet.let_go(traced.id);
         }
     }
+}
+
+/// What a process is chosen by.
+fn subject(process: &Process) -> Subject<'_> {
+    Subject {
+        pid: process.id.pid,
+        name: &process.name,
+        exe: process.exe.to_str().unwrap_or_default(),
+        place: &process.whereabouts,
+    }
+}
+
+/// What this machine is called.
+fn node() -> String {
+    let hostname = || fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = std::env::var("NODE_NAME").unwrap_or_else(|_| hostname());
+    name.trim().to_owned()
 }
 
 fn separator(reason: &str) -> &'static str {

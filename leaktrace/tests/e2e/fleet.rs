@@ -3,6 +3,8 @@
 //! The daemon is told to watch this project's programs only, because other Go programs may run on this machine.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use leaktrace_fixtures::build::Variant;
 use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -225,6 +228,109 @@ fn names_and_exclusions_choose() {
     assert!(leaks["leaks"].is_array());
 }
 
+#[test]
+fn the_configuration_is_read_again_and_a_wrong_one_refused() {
+    let arguments = ["-burst", "30", "-rate", "0"];
+    let Some(first) = needs::program("handler-timeout", "1.27.3", &arguments) else {
+        return;
+    };
+    let Some(second) = needs::program("mixed-states", "1.27.3", &[]) else {
+        return;
+    };
+    let directory = tempfile::tempdir().expect("a folder");
+    let file = directory.path().join("leaktrace.toml");
+    let watch = |name: &str, events: &str| {
+        let ours = target_dir().join("fixtures");
+        let text = format!(
+            "interval = \"500ms\"\nevents = \"{events}\"\n[watch]\nexe = [\"{}/*/{name}\"]\n",
+            ours.display()
+        );
+        fs::write(&file, text).expect("ours");
+    };
+    watch("handler-timeout", "auto");
+    let mut command = tool::leaktrace();
+    command.args(["daemon", "--listen", "127.0.0.1:0", "--config"]);
+    let mut daemon = Fleet::of(Tool::spawn(command.arg(&file)));
+    daemon.waits_for_pid(first.pid(), Instant::now());
+    assert_ne!(text::changed_bytes(first.pid()), 0);
+    tool::eventually("the other is not wanted", SOON, || {
+        daemon.row(second.pid())["status"] == "excluded"
+    });
+
+    fs::write(&file, "nonsense = 1").expect("ours");
+    daemon.tool.signal(Signal::SIGHUP);
+    loop {
+        let line = daemon.tool.error_line(SOON);
+        if line.contains("stays as it was") {
+            assert!(line.contains("line 1: unknown field `nonsense`"), "{line}");
+            break;
+        }
+    }
+    assert_eq!(daemon.row(first.pid())["status"], "traced");
+
+    // Without probes, and then the other one.
+    watch("handler-timeout", "none");
+    daemon.tool.signal(Signal::SIGHUP);
+    tool::eventually("the probes are off", SOON, || {
+        text::changed_bytes(first.pid()) == 0
+    });
+    assert_eq!(daemon.count(first.pid()), 30);
+    watch("mixed-states", "auto");
+    daemon.tool.signal(Signal::SIGHUP);
+    daemon.waits_for_pid(second.pid(), Instant::now());
+    assert_eq!(daemon.row(first.pid())["status"], "excluded");
+}
+
+#[test]
+fn a_thousand_slow_clients_keep_nobody_waiting() {
+    const CLIENTS: usize = 1000;
+    let Some(steady) = needs::program("handler-timeout", "1.27.3", &["-burst", "30", "-rate", "0"])
+    else {
+        return;
+    };
+    let files = Resource::RLIMIT_NOFILE;
+    let (_, most) = getrlimit(files).expect("a limit");
+    setrlimit(files, most, most).expect("it may be used up");
+    let mut daemon = Fleet::start(&[]);
+    daemon.waits_for_pid(steady.pid(), Instant::now());
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let mut client = TcpStream::connect(&daemon.address).expect("the daemon listens");
+        // A piece of a request, or a whole one whose answer is not read. A client that was closed may not write.
+        let request = [
+            "GET /metrics HTTP/1.1\r\nHost: x",
+            "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        ];
+        let _ = client.write_all(request[number % 2].as_bytes());
+        clients.push(client);
+    }
+    for _ in 0..10 {
+        let begin = Instant::now();
+        let mut connection = Connection::open(&daemon.address).expect("the daemon listens");
+        assert_eq!(connection.get("/metrics").status, 200);
+        assert!(begin.elapsed() < SOON, "{:?}", begin.elapsed());
+    }
+    drop(clients);
+
+    // Headers without end are cut off.
+    let mut client = TcpStream::connect(&daemon.address).expect("the daemon listens");
+    client
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .expect("a timeout");
+    let endless = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(64 << 10));
+    let _ = client.write_all(endless.as_bytes());
+    let mut answer = Vec::new();
+    // Either an answer or a closed connection, but no waiting for the rest.
+    let _ = client.read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
+    daemon.connection = Connection::open(&daemon.address).expect("the daemon listens");
+    assert_eq!(daemon.count(steady.pid()), 30);
+}
+
 /// A running Go program, and when it was started.
 struct Started {
     program: Program,
@@ -273,6 +379,7 @@ impl Drop for Other {
 /// A daemon that watches this project's programs.
 struct Fleet {
     tool: Tool,
+    address: String,
     connection: Connection,
     began: Instant,
 }
@@ -283,10 +390,15 @@ impl Fleet {
         let mut command = tool::leaktrace();
         command.args(["daemon", "--listen", "127.0.0.1:0", "--interval", "500ms"]);
         command.arg("--exe").arg(ours).args(arguments);
-        let tool = Tool::spawn(&mut command);
-        let connection = Connection::open(&address(&tool)).expect("the daemon listens");
+        Self::of(Tool::spawn(&mut command))
+    }
+
+    fn of(tool: Tool) -> Self {
+        let address = address(&tool);
+        let connection = Connection::open(&address).expect("the daemon listens");
         Self {
             tool,
+            address,
             connection,
             began: Instant::now(),
         }

@@ -1,0 +1,187 @@
+//! Where a process lives: unit, container, pod. Reads its cgroup and the kubelet's log folders on this machine.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::Pid;
+use super::names::{self, Pod};
+
+/// What is known locally of where a process lives; "" for what is not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Systemd unit.
+    pub unit: String,
+    /// Id of the container.
+    pub container_id: String,
+    /// Name of the container in its pod.
+    pub container: String,
+    /// Name of the pod.
+    pub pod: String,
+    /// Its namespace.
+    pub namespace: String,
+}
+
+impl Whereabouts {
+    /// Of a process, by its cgroup; the pod by its log folder.
+    #[must_use]
+    pub fn of(pid: Pid, pods: &mut Pods) -> Self {
+        // A process that may not be looked into lives nowhere.
+        let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let place = names::place(&cgroups);
+        let container_id = place.container.unwrap_or_default();
+        let pod = match &place.pod_uid {
+            Some(uid) => pods.find(&container_id, uid),
+            None => Pod::default(),
+        };
+        Self {
+            unit: place.unit.unwrap_or_default(),
+            container_id,
+            container: pod.container,
+            pod: pod.name,
+            namespace: pod.namespace,
+        }
+    }
+
+    /// The name that stays the same across restarts: `namespace/owner/container`, else the service; `None` where
+    /// neither is known.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        if !self.pod.is_empty() {
+            let owner = names::owner(&self.pod);
+            let mut name = format!("{}/{owner}", self.namespace);
+            if !self.container.is_empty() {
+                name = format!("{name}/{}", self.container);
+            }
+            return Some(name);
+        }
+        // The scope of a login holds whatever was started there.
+        self.unit.ends_with(".service").then(|| self.unit.clone())
+    }
+}
+
+/// The pods of this machine, by the folders in which the kubelet keeps their logs.
+pub struct Pods {
+    logs: PathBuf,
+    containers: HashMap<String, Pod>,
+    by_uid: HashMap<String, Pod>,
+    read: Option<Instant>,
+}
+
+/// Where the kubelet keeps logs.
+const LOGS: &str = "/var/log";
+
+/// A container that is not known makes the folders be read again, but not more often than this.
+const READ_EVERY: Duration = Duration::from_secs(1);
+
+/// Names that are read of each folder: a node runs some hundred pods.
+const MOST_NAMES: usize = 20_000;
+
+impl Default for Pods {
+    fn default() -> Self {
+        Self::at(LOGS)
+    }
+}
+
+impl Pods {
+    /// With the folders `containers` and `pods` below `logs`.
+    #[must_use]
+    pub fn at(logs: impl Into<PathBuf>) -> Self {
+        Self {
+            logs: logs.into(),
+            containers: HashMap::new(),
+            by_uid: HashMap::new(),
+            read: None,
+        }
+    }
+
+    /// The pod of a container, with the container's name in it; as much as is known.
+    fn find(&mut self, container_id: &str, uid: &str) -> Pod {
+        if let Some(pod) = self.containers.get(container_id) {
+            return pod.clone();
+        }
+        if self.read.is_none_or(|read| read.elapsed() >= READ_EVERY) {
+            self.read_again();
+        }
+        let known = self.containers.get(container_id);
+        known
+            .or_else(|| self.by_uid.get(uid))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    fn read_again(&mut self) {
+        self.containers = list(&self.logs.join("containers"))
+            .filter_map(|name| names::container_log(&name))
+            .collect();
+        let folders = self.logs.join("pods");
+        self.by_uid = list(&folders)
+            .filter_map(|name| {
+                let (uid, mut pod) = names::pod_folder(&name)?;
+                // The link among the containers' logs is made last; a pod with one container needs none.
+                let mut containers = list(&folders.join(&name)).take(2);
+                if let (Some(only), None) = (containers.next(), containers.next()) {
+                    pod.container = only;
+                }
+                Some((uid, pod))
+            })
+            .collect();
+        self.read = Some(Instant::now());
+    }
+}
+
+fn list(folder: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .take(MOST_NAMES)
+        .filter_map(|entry| entry.file_name().into_string().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "4e5021a7f3b2c1d09f8e7d6c5b4a39281706f5e4d3c2b1a0998877665544332f";
+
+    #[test]
+    fn a_pod_is_found_by_its_container_or_by_its_folder() {
+        let logs = tempfile::tempdir().expect("a folder");
+        let make = |path: &str| fs::create_dir_all(logs.path().join(path)).expect("a folder");
+        make("containers");
+        make("pods/shop_web-7d4b9c6f5d-x2x7k_c19ccb16/server");
+        make("pods/shop_db-0_d19ccb16/db");
+        make("pods/shop_db-0_d19ccb16/backup");
+        let mut pods = Pods::at(logs.path());
+        // No link yet: one container is the only one, of two nobody knows which.
+        let web = pods.find(ID, "c19ccb16");
+        assert_eq!(
+            (&*web.name, &*web.container),
+            ("web-7d4b9c6f5d-x2x7k", "server")
+        );
+        let db = pods.find("unknown", "d19ccb16");
+        assert_eq!((&*db.namespace, &*db.container), ("shop", ""));
+        assert_eq!(pods.find("unknown", "unknown"), Pod::default());
+
+        let link = format!("containers/db-0_shop_backup-{ID}.log");
+        fs::write(logs.path().join(link), "").expect("a file");
+        pods.read = None;
+        assert_eq!(pods.find(ID, "d19ccb16").container, "backup");
+    }
+
+    #[test]
+    fn a_name_is_the_pods_owner_or_the_service() {
+        let mut place = Whereabouts {
+            unit: "session-3.scope".to_owned(),
+            ..Whereabouts::default()
+        };
+        assert_eq!(place.name(), None);
+        place.unit = "nginx.service".to_owned();
+        assert_eq!(place.name().as_deref(), Some("nginx.service"));
+        place.namespace = "shop".to_owned();
+        place.pod = "web-7d4b9c6f5d-x2x7k".to_owned();
+        assert_eq!(place.name().as_deref(), Some("shop/web"));
+        place.container = "server".to_owned();
+        assert_eq!(place.name().as_deref(), Some("shop/web/server"));
+    }
+}
