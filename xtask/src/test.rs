@@ -57,6 +57,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         virtual_machines(&mut report)?;
     }
     if arguments.filter.is_none() {
+        dashboards(&mut report);
         fuzz_targets(&cargo, &mut report);
         if !arguments.quick {
             real_servers(&mut report);
@@ -205,6 +206,17 @@ fn real_servers(report: &mut Report) {
     let leaktrace = target_dir().join("debug/leaktrace");
     let arguments = ["servers", "--handful", "--seconds", "10", "--leaktrace"];
     report.run(step, Command::new(this).args(arguments).arg(leaktrace));
+}
+
+/// Compares the dashboards that are checked in with what they are generated from.
+fn dashboards(report: &mut Report) {
+    match env::current_exe() {
+        Ok(this) => report.run(
+            "dashboards",
+            Command::new(this).args(["dashboards", "--check"]),
+        ),
+        Err(_) => report.skip("dashboards", "the path of xtask itself is not known"),
+    }
 }
 
 /// Checks the fuzz targets, a workspace of their own, and runs the inputs that are kept through them. Without the
