@@ -389,11 +389,14 @@ func main() {
     let Some(()) = needs::root() else { return };
     let folder = tempfile::tempdir().expect("temporary folders can be made");
     let path = folder.path();
-    let arguments = ["-buildmode=plugin", "-o", "plugin.so"];
+    // Both must hold the same runtime/cgo, byte for byte. Without -trimpath another test's build of it may take its
+    // place in the cache between the two.
+    let arguments = ["-trimpath", "-buildmode=plugin", "-o", "plugin.so"];
     let Some(()) = compile(path, "plugin.go", PLUGIN, &arguments) else {
         return;
     };
-    let Some(()) = compile(path, "host.go", HOST, &["-o", "host"]) else {
+    let arguments = ["-trimpath", "-o", "host"];
+    let Some(()) = compile(path, "host.go", HOST, &arguments) else {
         return;
     };
     refuses(&path.join("plugin.so"), "(-buildmode=plugin)");

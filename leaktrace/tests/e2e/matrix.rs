@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::tool::Tool;
+use crate::tool::{Tool, UNBOUNDED};
 use crate::{needs, report, text, tool};
 
 /// The columns.
@@ -188,7 +188,7 @@ fn every_goroutine_is_counted(executable: &Path) {
     let mut program = Program::start(executable, &["-count", &count, "-blocked", &blocked])
         .expect("fixtures start");
     let file = tempfile::NamedTempFile::new().expect("temporary files can be made");
-    let mut tool = Tool::record(program.pid(), file.path());
+    let mut tool = Tool::record_with(program.pid(), file.path(), &UNBOUNDED);
     text::wait_for_probes(program.pid(), &mut tool);
     let done = program.ask("go").expect("the goroutines end in time");
     assert_eq!(done["blocked"], LEFT);
