@@ -116,10 +116,15 @@ pub(super) fn walk(
     // A g may have been read while it ended and was used again: two readings must agree on who it is. One that waits is
     // copied in some ten nanoseconds, far less than that takes; where there are very many, once is enough for those.
     if read.len() > MOST_READ_TWICE {
-        let (waiting, moving) =
-            (read.into_iter()).partition(|goroutine| goroutine.status == Status::Waiting);
-        *goroutines = waiting;
-        read = moving;
+        let mut moving = Vec::new();
+        read.retain(|goroutine| {
+            let waits = goroutine.status == Status::Waiting;
+            if !waits {
+                moving.push(*goroutine);
+            }
+            waits
+        });
+        *goroutines = std::mem::replace(&mut read, moving);
     }
     for _ in 0..TRIES {
         if read.is_empty() {

@@ -90,7 +90,7 @@ impl Explained {
         // Age, whether it is exact, and for how long it has not moved.
         let goroutines = (ledger.goroutines())
             .filter(|(_, live)| Some(live.site) == id)
-            .map(|(_, live)| (age(live.since_ns), live.exact, age(live.still.since_ns)));
+            .map(|(_, live)| (age(live.since_ns), live.exact, age(live.still.since_ns())));
         let timers = (ledger.timers())
             .filter(|live| Some(live.site) == id)
             .map(|live| (age(live.since_ns), live.exact, 0));

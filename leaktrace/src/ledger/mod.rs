@@ -59,8 +59,8 @@ pub struct LiveGoroutine {
     pub exact: bool,
     /// What the last census saw it do.
     pub state: State,
-    /// Bytes of its stack at the last census.
-    pub stack_bytes: u64,
+    /// Bytes of its stack at the last census; 4 GiB for whatever claims to be larger.
+    pub stack_bytes: u32,
     /// Since when it waits, or waits at least when `waits_exact` is false; 0 when it does not, or that is not known.
     pub waits_since_ns: u64,
     /// Whether `waits_since_ns` is when it blocked: only the probes of level full see that.
@@ -349,7 +349,7 @@ impl Ledger {
             let live = match known.remove(&goroutine.goid) {
                 Some(live) => LiveGoroutine {
                     state,
-                    stack_bytes: goroutine.stack_bytes,
+                    stack_bytes: u32::try_from(goroutine.stack_bytes).unwrap_or(u32::MAX),
                     waits_since_ns: goroutine.waiting_since_ns,
                     waits_exact: false,
                     still: live.still.seen_again(goroutine, census.started_ns),
@@ -369,7 +369,7 @@ impl Ledger {
                         since_ns: first_seen(goroutine.waiting_since_ns, census.started_ns),
                         exact: false,
                         state,
-                        stack_bytes: goroutine.stack_bytes,
+                        stack_bytes: u32::try_from(goroutine.stack_bytes).unwrap_or(u32::MAX),
                         waits_since_ns: goroutine.waiting_since_ns,
                         waits_exact: false,
                         still: Stillness::first_seen(goroutine, census.started_ns),

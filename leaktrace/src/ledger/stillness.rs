@@ -9,18 +9,32 @@ use crate::census::{Goroutine, Status};
 pub struct Stillness {
     /// A fingerprint of what changes when a goroutine runs; 0 while it runs.
     mark: u32,
-    /// Since when it has not moved at the latest: CLOCK_MONOTONIC, nanoseconds.
-    pub since_ns: u64,
+    /// Nanoseconds in two halves: there may be a million of these, each beside other words of 32 bits.
+    since: [u32; 2],
 }
 
 impl Stillness {
     /// Of a goroutine that moves now, or was just born.
     #[must_use]
     pub fn moving(now_ns: u64) -> Self {
+        Self::new(0, now_ns)
+    }
+
+    fn new(mark: u32, since_ns: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = since_ns.to_le_bytes();
         Self {
-            mark: 0,
-            since_ns: now_ns,
+            mark,
+            since: [
+                u32::from_le_bytes([a, b, c, d]),
+                u32::from_le_bytes([e, f, g, h]),
+            ],
         }
+    }
+
+    /// Since when it has not moved at the latest: CLOCK_MONOTONIC, nanoseconds.
+    #[must_use]
+    pub fn since_ns(self) -> u64 {
+        u64::from(self.since[0]) | u64::from(self.since[1]) << 32
     }
 
     /// Of a goroutine met for the first time. Only the garbage collector may know since when it waits.
@@ -32,7 +46,7 @@ impl Stillness {
             _ if mark == 0 => now_ns,
             since => since.min(now_ns),
         };
-        Self { mark, since_ns }
+        Self::new(mark, since_ns)
     }
 
     /// Of a goroutine that was seen before as `self`.
@@ -40,10 +54,7 @@ impl Stillness {
     pub fn seen_again(self, goroutine: &Goroutine, now_ns: u64) -> Self {
         let now = Self::first_seen(goroutine, now_ns);
         if now.mark != 0 && now.mark == self.mark {
-            Self {
-                since_ns: now.since_ns.min(self.since_ns),
-                ..now
-            }
+            Self::new(now.mark, now.since_ns().min(self.since_ns()))
         } else {
             now
         }
@@ -93,9 +104,9 @@ mod tests {
     fn still_as_long_as_it_has_not_run() {
         let first = Stillness::first_seen(&waiting(5), 100);
         let second = first.seen_again(&waiting(5), 200);
-        assert_eq!(second.since_ns, 100);
+        assert_eq!(second.since_ns(), 100);
         // It ran and came back to the same place.
-        assert_eq!(second.seen_again(&waiting(6), 300).since_ns, 300);
+        assert_eq!(second.seen_again(&waiting(6), 300).since_ns(), 300);
     }
 
     #[test]
@@ -105,7 +116,7 @@ mod tests {
             ..waiting(5)
         };
         let still = Stillness::first_seen(&running, 100);
-        assert_eq!(still.seen_again(&running, 200).since_ns, 200);
+        assert_eq!(still.seen_again(&running, 200).since_ns(), 200);
     }
 
     #[test]
@@ -114,14 +125,14 @@ mod tests {
             waiting_since_ns: 40,
             ..waiting(5)
         };
-        assert_eq!(Stillness::first_seen(&collected, 100).since_ns, 40);
+        assert_eq!(Stillness::first_seen(&collected, 100).since_ns(), 40);
         let still = Stillness::first_seen(&waiting(5), 100);
-        assert_eq!(still.seen_again(&collected, 200).since_ns, 40);
+        assert_eq!(still.seen_again(&collected, 200).since_ns(), 40);
         // A time to come is not believed.
         let forged = Goroutine {
             waiting_since_ns: 999,
             ..waiting(5)
         };
-        assert_eq!(Stillness::first_seen(&forged, 100).since_ns, 100);
+        assert_eq!(Stillness::first_seen(&forged, 100).since_ns(), 100);
     }
 }

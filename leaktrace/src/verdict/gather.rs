@@ -105,7 +105,7 @@ impl Moment<'_> {
         let age_ns = self.now_ns.saturating_sub(live.since_ns);
         let still_ns = match wait {
             Wait::Runs => 0,
-            _ => self.now_ns.saturating_sub(live.still.since_ns),
+            _ => self.now_ns.saturating_sub(live.still.since_ns()),
         };
         tally.oldest_ns = tally.oldest_ns.max(age_ns);
         tally.born.add(age_ns, spans);

@@ -100,7 +100,9 @@ impl Report {
             let tally = tallies.entry(live.site).or_default();
             *tally.states.entry(live.state).or_default() += 1;
             // A target may claim any size.
-            tally.stack_bytes = tally.stack_bytes.saturating_add(live.stack_bytes);
+            tally.stack_bytes = tally
+                .stack_bytes
+                .saturating_add(u64::from(live.stack_bytes));
             tally.meet(live.since_ns, live.exact);
         }
         for timer in ledger.timers() {
