@@ -115,7 +115,7 @@ pub struct Goroutines {
     pub drift: u64,
     /// Why they disagreed: "" when they did not, "events lost", or "unexplained", which is a defect of leaktrace.
     pub drift_cause: &'static str,
-    /// Those that have been blocked for longest, as far as that is known; at most [`times::MOST_LISTED`].
+    /// Those that have been blocked for longest, as far as that is known; at most [`MOST_LISTED`](crate::export::times::MOST_LISTED).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub longest_blocked: Vec<LongWait>,
 }
@@ -130,7 +130,7 @@ pub struct Timers {
     /// Whether the counts are missing: this binary does not tell where its heaps are.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unknown: bool,
-    /// Those that have been armed for longest; at most [`times::MOST_LISTED`].
+    /// Those that have been armed for longest; at most [`MOST_LISTED`](crate::export::times::MOST_LISTED).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub oldest: Vec<OldTimer>,
     /// How many were forgotten because the program had too many: if it resets one, its line is not known.
