@@ -88,10 +88,21 @@ fn with_containerd(
     engine.ask(&["image".as_ref(), "import".as_ref(), image.as_os_str()])?;
     let mut running = Vec::new();
     for (number, burst) in [(1, "10"), (2, "20"), (3, "30")] {
-        let id = format!("leak-{number}");
+        // runc keeps one list of them for the whole machine.
+        let id = format!("leak-{number}-{}", std::process::id());
         engine.ask(&[
-            "run", "--detach", "--null-io", "--snapshotter", "overlayfs", IMAGE, &id, &exe(),
-            "-rate", "0", "-burst", burst,
+            "run",
+            "--detach",
+            "--null-io",
+            "--snapshotter",
+            "overlayfs",
+            IMAGE,
+            &id,
+            &exe(),
+            "-rate",
+            "0",
+            "-burst",
+            burst,
         ])?;
         running.push(Container::of_containerd(engine, &id)?);
     }
@@ -103,20 +114,37 @@ fn with_containerd(
     for (container, burst) in running.iter().zip([10, 20, 30]) {
         container.is_traced(daemon, burst)?;
     }
-    println!("containerd: 3 containers of one image, inode {}, are told apart", files[0].1);
+    println!(
+        "containerd: 3 containers of one image, inode {}, are told apart",
+        files[0].1
+    );
 
     // Two files of one inode number, on two devices.
     for (place, burst) in devices.places.iter().zip(["15", "25"]) {
-        let id = place.file_name().and_then(|name| name.to_str());
-        let id = id.context("a folder of ours has a name")?;
+        let name = place.file_name().and_then(|name| name.to_str());
+        let name = name.context("a folder of ours has a name")?;
+        let id = &format!("{name}-{}", std::process::id());
         let root = place.to_str().context("a path of ours is text")?;
         engine.ask(&[
-            "run", "--detach", "--null-io", "--rootfs", root, id, &exe(), "-rate", "0", "-burst",
+            "run",
+            "--detach",
+            "--null-io",
+            "--rootfs",
+            root,
+            id,
+            &exe(),
+            "-rate",
+            "0",
+            "-burst",
             burst,
         ])?;
         running.push(Container::of_containerd(engine, id)?);
     }
-    let files: Vec<_> = running.iter().skip(3).map(|container| container.file).collect();
+    let files: Vec<_> = running
+        .iter()
+        .skip(3)
+        .map(|container| container.file)
+        .collect();
     ensure!(
         files[0].0 != files[1].0 && files[0].1 == files[1].1,
         "not the same inode number on two devices: {files:?}"
@@ -124,13 +152,18 @@ fn with_containerd(
     for (container, burst) in running.iter().skip(3).zip([15, 25]) {
         container.is_traced(daemon, burst)?;
     }
-    println!("containerd: inode {} on two devices is not confused", files[0].1);
+    println!(
+        "containerd: inode {} on two devices is not confused",
+        files[0].1
+    );
 
     // The same container, another process.
     let before = running.remove(0);
     engine.ask(&["task", "kill", "--signal", "SIGKILL", &before.id])?;
     daemon.asked.forgets(before.pid, SOON)?;
-    eventually("its task can be deleted", || engine.ask(&["task", "delete", &before.id]).is_ok())?;
+    eventually("its task can be deleted", || {
+        engine.ask(&["task", "delete", &before.id]).is_ok()
+    })?;
     engine.ask(&["task", "start", "--detach", "--null-io", &before.id])?;
     let after = Container::of_containerd(engine, &before.id)?;
     ensure!(after.pid != before.pid, "it is the same process");
@@ -143,10 +176,6 @@ fn with_containerd(
     for container in &running {
         engine.ask(&["task", "kill", "--signal", "SIGKILL", &container.id])?;
         daemon.asked.forgets(container.pid, SOON)?;
-        eventually("its task can be deleted", || {
-            engine.ask(&["task", "delete", &container.id]).is_ok()
-        })?;
-        engine.ask(&["container", "delete", &container.id])?;
     }
     Ok(())
 }
@@ -163,7 +192,16 @@ fn with_docker(engine: &Engine, daemon: &Daemon, program: &Path, folder: &Path) 
     let mut running = Vec::new();
     for burst in ["12", "22"] {
         let id = engine.ask(&[
-            "run", "--detach", "--network", "none", "leak:1", &exe(), "-rate", "0", "-burst", burst,
+            "run",
+            "--detach",
+            "--network",
+            "none",
+            "leak:1",
+            &exe(),
+            "-rate",
+            "0",
+            "-burst",
+            burst,
         ])?;
         running.push(Container::of_docker(engine, &id)?);
     }
@@ -251,7 +289,7 @@ impl Container {
         let info = metrics.lines().any(|line| {
             line.starts_with("leaktrace_target_info{")
                 && line.contains(&format!("pid=\"{}\"", self.pid))
-                && line.contains(&format!("container=\"{}\"", self.id))
+                && line.contains(&format!("container_id=\"{}\"", self.id))
         });
         ensure!(info, "leaktrace_target_info has no {}", self.id);
         Ok(())
@@ -315,7 +353,10 @@ fn write_image(program: &[u8], path: &Path) -> Result<()> {
 fn eventually(what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
     let begin = Instant::now();
     while !condition() {
-        ensure!(begin.elapsed() < Duration::from_secs(10), "not in 10 s: {what}");
+        ensure!(
+            begin.elapsed() < Duration::from_secs(10),
+            "not in 10 s: {what}"
+        );
         thread::sleep(Duration::from_millis(50));
     }
     Ok(())

@@ -79,9 +79,16 @@ fn a_unit_with_a_mistake_is_noticed() {
     let Some(()) = analyze() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("leaktrace.service");
-    fs::write(&file, "[Service]\nExecStart=/bin/true\nProtectSytem=strict\n").expect("ours");
+    fs::write(
+        &file,
+        "[Service]\nExecStart=/bin/true\nProtectSytem=strict\n",
+    )
+    .expect("ours");
     let (_, said) = systemd_analyze(&["verify", "--man=no"], &file);
-    assert!(said.contains("leaktrace.service") && said.contains("ProtectSytem"), "{said}");
+    assert!(
+        said.contains("leaktrace.service") && said.contains("ProtectSytem"),
+        "{said}"
+    );
     let (code, _) = systemd_analyze(&["security", "--offline=true", "--threshold=20"], &file);
     assert_eq!(code, Some(1));
 }

@@ -62,6 +62,8 @@ pub struct Engine {
     /// The client with the arguments that lead to this engine.
     client: Vec<std::ffi::OsString>,
     log: PathBuf,
+    /// Whether containers outlive it, so that they have to be ended before.
+    leaves_containers: bool,
 }
 
 impl Engine {
@@ -79,12 +81,10 @@ impl Engine {
         let mut command = engine(programs, &programs.containerd.join("containerd"))?;
         command.arg("--config").arg(config);
         let ctr = programs.containerd.join("ctr");
-        let client = [
-            ctr.as_os_str(),
-            OsStr::new("--address"),
-            socket.as_os_str(),
-        ];
-        Self::start(command, client, &folder.join("containerd.log"), &["version"])
+        let client = [ctr.as_os_str(), OsStr::new("--address"), socket.as_os_str()];
+        let mut engine = Self::start(command, client, &folder.join("containerd.log"))?;
+        engine.leaves_containers = true;
+        Ok(engine)
     }
 
     /// dockerd, which starts a containerd of its own.
@@ -107,25 +107,23 @@ impl Engine {
             OsStr::new("--host"),
             OsStr::new(&socket),
         ];
-        Self::start(command, client, &folder.join("dockerd.log"), &["version"])
+        Self::start(command, client, &folder.join("dockerd.log"))
     }
 
-    fn start(
-        mut command: Command,
-        client: [&OsStr; 3],
-        log: &Path,
-        question: &[&str],
-    ) -> Result<Self> {
+    fn start(mut command: Command, client: [&OsStr; 3], log: &Path) -> Result<Self> {
         let name = command.get_program().display().to_string();
         command.stdout(Stdio::null()).stderr(File::create(log)?);
-        let child = command.spawn().with_context(|| format!("starting {name}"))?;
+        let child = command
+            .spawn()
+            .with_context(|| format!("starting {name}"))?;
         let mut engine = Self {
             child,
             client: client.map(OsStr::to_owned).to_vec(),
             log: log.to_owned(),
+            leaves_containers: false,
         };
         let deadline = Instant::now() + PATIENCE;
-        while engine.ask(question).is_err() {
+        while engine.ask(&["version"]).is_err() {
             let ended = !matches!(engine.child.try_wait(), Ok(None));
             ensure!(
                 !ended && Instant::now() < deadline,
@@ -144,11 +142,28 @@ impl Engine {
         client.args(words).args(arguments).stdin(Stdio::null());
         let output = client.output().context("starting the engine's client")?;
         if !output.status.success() {
-            let what: Vec<_> = arguments.iter().map(|word| word.as_ref().display().to_string()).collect();
+            let what: Vec<_> = arguments
+                .iter()
+                .map(|word| word.as_ref().display().to_string())
+                .collect();
             let said = String::from_utf8_lossy(&output.stderr);
             bail!("{}: {}; {}", what.join(" "), said.trim(), self.last_words());
         }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Ends what containerd would leave running. What fails is gone already.
+    fn end_containers(&self) {
+        let tasks = self.ask(&["task", "list", "--quiet"]).unwrap_or_default();
+        for id in tasks.lines() {
+            let _ = self.ask(&["task", "delete", "--force", id]);
+        }
+        let all = self
+            .ask(&["container", "list", "--quiet"])
+            .unwrap_or_default();
+        for id in all.lines() {
+            let _ = self.ask(&["container", "delete", id]);
+        }
     }
 
     /// The last line that it logged.
@@ -162,6 +177,9 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        if self.leaves_containers {
+            self.end_containers();
+        }
         // Asked first: it has children and mounts to take along. The pid is ours until it is waited for.
         let pid = self.child.id().to_string();
         let asked = Command::new("kill").arg(pid).stderr(Stdio::null()).status();
