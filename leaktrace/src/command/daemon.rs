@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::record::{DRAIN_EVERY, level};
+use super::service::Service;
 use crate::cli::{Daemon, Watching, Whom};
 use crate::config::{self, Config};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
@@ -64,6 +65,8 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let (questions, mut asked) = mpsc::channel(MOST_QUESTIONS);
     tokio::spawn(server::serve(listener, Source { board, questions }));
     tracing::info!("listening on http://{address}");
+    let mut service = Service::find();
+    service.ready();
 
     let (mut changed, mut published) = (false, Instant::now());
     let mut tick = interval(DRAIN_EVERY);
@@ -73,19 +76,24 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => match read(arguments) {
-                Ok(config) => {
-                    watcher.change(wanted(arguments, config));
-                    tracing::info!("the configuration was read again");
+            _ = hangup.recv() => {
+                service.reloading();
+                match read(arguments) {
+                    Ok(config) => {
+                        watcher.change(wanted(arguments, config));
+                        tracing::info!("the configuration was read again");
+                    }
+                    Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
                 }
-                Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
-            },
+                service.ready();
+            }
             _ = tick.tick() => {
                 changed |= watcher.step();
                 if changed && published.elapsed() >= PUBLISH_EVERY {
                     publish.send_replace(Arc::new(watcher.board()));
                     (changed, published) = (false, Instant::now());
                 }
+                service.turn(&publish.borrow());
             }
             Some(question) = asked.recv() => {
                 let server::Ask { pid, reply } = question;
@@ -96,6 +104,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             }
         }
     }
+    service.stopping();
     watcher.stop();
     tracing::info!("stopped");
     Ok(())
