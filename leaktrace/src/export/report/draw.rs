@@ -149,6 +149,7 @@ impl Report {
             unknown: ledger.timers_unknown,
             oldest: times::oldest_timers(ledger, build, facts.now_ns),
             forgotten: ledger.forgotten_timers(),
+            unproven: ledger.unproven_timers(),
             ..Timers::default()
         };
         let mut sites = Vec::new();

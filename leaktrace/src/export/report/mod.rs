@@ -136,6 +136,10 @@ pub struct Timers {
     /// How many were forgotten because the program had too many: if it resets one, its line is not known.
     #[serde(skip_serializing_if = "is_zero")]
     pub forgotten: u64,
+    /// How many were forgotten because nothing was heard for a while, or events were lost, and their address may hold
+    /// another timer since.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unproven: u64,
 }
 
 #[expect(
