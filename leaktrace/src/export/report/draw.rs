@@ -148,6 +148,7 @@ impl Report {
         let mut timers = Timers {
             unknown: ledger.timers_unknown,
             oldest: times::oldest_timers(ledger, build, facts.now_ns),
+            armed_longer: times::armed_longer(ledger, build, facts.now_ns),
             forgotten: ledger.forgotten_timers(),
             unproven: ledger.unproven_timers(),
             ..Timers::default()
