@@ -10,4 +10,5 @@ pub mod record;
 pub mod snapshot;
 pub mod top;
 
+mod front;
 mod output;
