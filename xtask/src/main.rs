@@ -9,12 +9,15 @@ mod bench;
 mod build_ebpf;
 mod chaos;
 mod churn;
+mod containers;
 mod daemon;
 mod dashboards;
 mod demo;
 mod fixtures;
 mod fuzz;
 mod go;
+mod kept_daemon;
+mod oci;
 mod offsets;
 mod scrape;
 mod screenshots;
@@ -41,6 +44,8 @@ enum Command {
     Churn(churn::Arguments),
     /// Kill, starve and overrun the daemon while twenty programs come and go, and see that it counts right afterwards
     Chaos(chaos::Arguments),
+    /// Trace Go programs in real containers, of containerd and of docker
+    Containers(containers::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -73,6 +78,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::Chaos(arguments) => done(chaos::run(&arguments)),
+        Command::Containers(arguments) => done(containers::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),

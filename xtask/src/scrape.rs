@@ -17,7 +17,7 @@ use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
 use serde_json::Value;
 
-use crate::daemon::Daemon;
+use crate::kept_daemon::Daemon;
 use crate::{demo, go, tools};
 
 /// Arguments of `cargo xtask scrape`.

@@ -12,3 +12,4 @@ pub mod top;
 
 mod front;
 mod output;
+mod service;

@@ -24,6 +24,7 @@ mod privileges;
 mod prometheus;
 mod record;
 mod report;
+mod service;
 mod snapshot;
 mod text;
 mod timers;

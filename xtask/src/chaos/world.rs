@@ -10,8 +10,8 @@ use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
 
-use crate::daemon::Daemon;
 use crate::go;
+use crate::kept_daemon::Daemon;
 
 /// Programs that are always there.
 const PROGRAMS: usize = 20;
