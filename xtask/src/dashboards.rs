@@ -19,7 +19,7 @@ struct Dashboard {
     uid: &'static str,
     title: &'static str,
     /// Variables that narrow it down, each with the query for its values.
-    variables: &'static [(&'static str, &'static str)],
+    variables: &'static [Variable],
     panels: &'static [Panel],
 }
 
@@ -49,24 +49,42 @@ const fn panel(
     }
 }
 
-const TARGETS: (&str, &str) = ("target", "label_values(leaktrace_target_up, target)");
-const SITES: (&str, &str) = (
+/// A variable: its name, the query for its values, and what stands for all of them: "" is a list of the values.
+type Variable = (&'static str, &'static str, &'static str);
+
+/// Processes outside Kubernetes have no namespace: all of them is whatever there is.
+const NAMESPACES: Variable = (
+    "namespace",
+    "label_values(leaktrace_target_info, namespace)",
+    ".*",
+);
+/// Listed, so that all of them are those of the chosen namespaces.
+const TARGETS: Variable = (
+    "target",
+    "label_values(leaktrace_target_info{namespace=~\"$namespace\"}, target)",
+    "",
+);
+const SITES: Variable = (
     "site",
     "label_values(leaktrace_goroutines_created_total{target=~\"$target\"}, site)",
+    ".*",
 );
 
 const DASHBOARDS: [Dashboard; 3] = [
     Dashboard {
         uid: "leaktrace-fleet",
         title: "leaktrace: fleet",
-        variables: &[],
+        variables: &[NAMESPACES, TARGETS],
         panels: &[
             panel(
                 "stat",
                 "Leaking lines",
                 "short",
                 6,
-                &[("count(leaktrace_leak == 1) or vector(0)", "")],
+                &[(
+                    "count(leaktrace_leak{target=~\"$target\"} == 1) or vector(0)",
+                    "",
+                )],
             ),
             panel(
                 "stat",
@@ -74,7 +92,7 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "short",
                 6,
                 &[(
-                    "count(count by (target) (leaktrace_leak == 1)) or vector(0)",
+                    "count(count by (target) (leaktrace_leak{target=~\"$target\"} == 1)) or vector(0)",
                     "",
                 )],
             ),
@@ -83,7 +101,7 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "Services watched",
                 "short",
                 6,
-                &[("sum(leaktrace_target_up)", "")],
+                &[("sum(leaktrace_target_up{target=~\"$target\"})", "")],
             ),
             panel(
                 "stat",
@@ -96,10 +114,20 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "table",
                 "Lines that leak, growth an hour",
                 "short",
-                24,
+                16,
                 &[(
-                    "sort_desc(leaktrace_leak_growth_per_hour)",
+                    "sort_desc(leaktrace_leak_growth_per_hour{target=~\"$target\"})",
                     "{{target}} {{site}}",
+                )],
+            ),
+            panel(
+                "table",
+                "Time until the memory is gone",
+                "s",
+                8,
+                &[(
+                    "sort(target:leaktrace_memory_left:seconds{target=~\"$target\"})",
+                    "{{target}}",
                 )],
             ),
             panel(
@@ -107,14 +135,20 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "Goroutines",
                 "short",
                 12,
-                &[("sum by (target) (leaktrace_goroutines)", "{{target}}")],
+                &[(
+                    "sum by (target) (leaktrace_goroutines{target=~\"$target\"})",
+                    "{{target}}",
+                )],
             ),
             panel(
                 "timeseries",
                 "Pending timers",
                 "short",
                 12,
-                &[("sum by (target) (leaktrace_timers_pending)", "{{target}}")],
+                &[(
+                    "sum by (target) (leaktrace_timers_pending{target=~\"$target\"})",
+                    "{{target}}",
+                )],
             ),
             panel(
                 "timeseries",
@@ -129,7 +163,7 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "ops",
                 12,
                 &[(
-                    "sum by (target) (rate(leaktrace_probe_hits_total[$__rate_interval]))",
+                    "sum by (target) (rate(leaktrace_probe_hits_total{target=~\"$target\"}[$__rate_interval]))",
                     "{{target}}",
                 )],
             ),
@@ -138,7 +172,7 @@ const DASHBOARDS: [Dashboard; 3] = [
     Dashboard {
         uid: "leaktrace-service",
         title: "leaktrace: service",
-        variables: &[TARGETS],
+        variables: &[NAMESPACES, TARGETS],
         panels: &[
             panel(
                 "table",
@@ -179,13 +213,23 @@ const DASHBOARDS: [Dashboard; 3] = [
             ),
             panel(
                 "timeseries",
-                "Goroutine stacks",
+                "Memory",
                 "bytes",
                 12,
-                &[(
-                    "sum(leaktrace_goroutine_stack_bytes{target=~\"$target\"})",
-                    "stacks",
-                )],
+                &[
+                    (
+                        "leaktrace_target_memory_bytes{target=~\"$target\"}",
+                        "{{target}}",
+                    ),
+                    (
+                        "leaktrace_target_memory_limit_bytes{target=~\"$target\"}",
+                        "limit of {{target}}",
+                    ),
+                    (
+                        "sum by (target) (leaktrace_goroutine_stack_bytes{target=~\"$target\"})",
+                        "goroutine stacks of {{target}}",
+                    ),
+                ],
             ),
             panel(
                 "timeseries",
@@ -225,7 +269,7 @@ const DASHBOARDS: [Dashboard; 3] = [
     Dashboard {
         uid: "leaktrace-site",
         title: "leaktrace: call site",
-        variables: &[TARGETS, SITES],
+        variables: &[NAMESPACES, TARGETS, SITES],
         panels: &[
             panel(
                 "timeseries",
@@ -315,13 +359,17 @@ fn rendered(dashboard: &Dashboard) -> Value {
     let mut variables = vec![json!({
         "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus",
     })];
-    for (name, query) in dashboard.variables {
-        variables.push(json!({
+    for (name, query, all) in dashboard.variables {
+        let mut variable = json!({
             "name": name, "type": "query", "datasource": source, "refresh": 2, "sort": 1,
-            "multi": true, "includeAll": true, "allValue": ".*",
+            "multi": true, "includeAll": true,
             "query": {"query": query, "refId": name}, "definition": query,
             "current": {"text": ["All"], "value": ["$__all"]},
-        }));
+        });
+        if !all.is_empty() {
+            variable["allValue"] = json!(all);
+        }
+        variables.push(variable);
     }
     let (mut x, mut y) = (0, 0);
     let mut panels = Vec::new();

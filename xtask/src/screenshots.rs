@@ -88,7 +88,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Builds leaktrace as the tests have it: how fast it is does not show on a picture.
-fn build_leaktrace() -> Result<PathBuf> {
+pub fn build_leaktrace() -> Result<PathBuf> {
     eprintln!("building leaktrace");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)

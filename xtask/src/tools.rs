@@ -32,6 +32,7 @@ pub fn run(_: &Arguments) -> Result<()> {
     for (package, version, hash) in ESBUILD {
         println!("{}", esbuild(package, version, hash)?.display());
     }
+    alerting()?;
     upx()?;
     println!("{}", debian("trixie", "upx-ucl")?.display());
     Ok(())
@@ -173,6 +174,21 @@ pub fn debian(suite: &str, package: &str) -> Result<PathBuf> {
         unpack_deb(scratch)
     })?;
     Ok(place)
+}
+
+/// Prometheus 3 and Alertmanager, with the suite of each.
+const ALERTING: [(&str, &str); 3] = [
+    ("forky", "prometheus"),
+    ("forky", "promtool"),
+    ("forky", "prometheus-alertmanager"),
+];
+
+/// Fetches [`ALERTING`]: the tests look for them where [`debian`] puts them.
+pub fn alerting() -> Result<()> {
+    for (suite, package) in ALERTING {
+        println!("{}", debian(suite, package)?.display());
+    }
+    Ok(())
 }
 
 /// The packer UPX, with the libraries that it wants of its own suite: the tests look for them where [`debian`] puts them.
