@@ -59,6 +59,9 @@ const READ: [&str; 12] = [
 /// The service that leaks and is mended, and the line of its leak.
 const SHOP: &str = "shop";
 
+/// What Prometheus adds: whether the scrape succeeded.
+const UP: &str = "up{instance=\"127.0.0.1:9779\",job=\"leaktrace\"}";
+
 /// Values by series, one for each scrape; `None` where there was none.
 type Series = BTreeMap<String, Vec<Option<String>>>;
 
@@ -84,9 +87,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             drop(shop);
             shop = start(&healthy, folder.path(), SHOP)?;
         }
-        let answer = Connection::open(&daemon.address)?.get("/metrics")?;
-        ensure!(answer.status == 200, "/metrics answers {}", answer.status);
-        note(&mut series, &answer.body, number);
+        let answer = Connection::open(&daemon.address)
+            .map_err(anyhow::Error::from)
+            .and_then(|mut connection| connection.get("/metrics"));
+        match answer {
+            Ok(answer) if answer.status == 200 => note(&mut series, &answer.body, number),
+            // As Prometheus does: the scrape has failed, and the next may not.
+            Ok(answer) => eprintln!("scrape {number}: /metrics answers {}", answer.status),
+            Err(error) => eprintln!("scrape {number}: {error:#}"),
+        }
         // The time of the next scrape, not a pause: a slow scrape does not shift the others.
         thread::sleep((begin + STEP * at).saturating_duration_since(Instant::now()));
     }
@@ -108,12 +117,14 @@ fn start(executable: &Path, folder: &Path, name: &str) -> Result<Program> {
 
 /// Writes down one scrape.
 fn note(series: &mut Series, text: &str, number: usize) {
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
+    let up = format!("{UP} 1");
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    for line in lines.chain([&*up]) {
         let Some((name, value)) = line.rsplit_once(' ') else {
             continue;
         };
         let family = name.split_once('{').map_or(name, |(family, _)| family);
-        if READ.contains(&family) {
+        if READ.contains(&family) || family == "up" {
             let values = series.entry(name.to_owned()).or_default();
             values.resize(number, None);
             values.push(Some(value.to_owned()));
@@ -144,9 +155,7 @@ fn rendered(series: &Series) -> Result<String> {
         STEP.as_secs(),
         STEP.as_secs(),
     );
-    let up = vec![Some("1".to_owned()); SCRAPES];
-    let name = "up{instance=\"127.0.0.1:9779\",job=\"leaktrace\"}".to_owned();
-    for (name, values) in series.iter().chain([(&name, &up)]) {
+    for (name, values) in series {
         let name = name.replace('\'', "''");
         let values = written(values);
         writeln!(text, "      - series: '{name}'\n        values: '{values}'")?;

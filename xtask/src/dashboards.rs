@@ -1,5 +1,7 @@
 //! `cargo xtask dashboards`: writes the Grafana dashboards of `deploy/grafana/` from the tables below.
 
+mod typed;
+
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +14,9 @@ pub struct Arguments {
     /// Write nothing; fail if a file is not what would be written
     #[arg(long)]
     check: bool,
+    /// Also hold them against Grafana's own types, of npm and PyPI
+    #[arg(long)]
+    typed: bool,
 }
 
 /// One dashboard.
@@ -335,6 +340,7 @@ const DASHBOARDS: [Dashboard; 3] = [
 pub fn run(arguments: &Arguments) -> Result<()> {
     let folder = repository().join("deploy/grafana");
     fs::create_dir_all(&folder)?;
+    let mut paths = Vec::new();
     for dashboard in &DASHBOARDS {
         let path = folder.join(format!("{}.json", dashboard.uid));
         let text = format!("{:#}\n", rendered(dashboard));
@@ -349,6 +355,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
             println!("{}", path.display());
         }
+        paths.push(path);
+    }
+    if arguments.typed {
+        typed::check(&paths)?;
     }
     Ok(())
 }
@@ -363,7 +373,7 @@ fn rendered(dashboard: &Dashboard) -> Value {
         let mut variable = json!({
             "name": name, "type": "query", "datasource": source, "refresh": 2, "sort": 1,
             "multi": true, "includeAll": true,
-            "query": {"query": query, "refId": name}, "definition": query,
+            "query": {"query": query, "refId": name},
             "current": {"text": ["All"], "value": ["$__all"]},
         });
         if !all.is_empty() {
@@ -403,6 +413,6 @@ fn rendered(dashboard: &Dashboard) -> Value {
         "uid": dashboard.uid, "title": dashboard.title, "tags": ["leaktrace", "go"], "schemaVersion": 39,
         "editable": true, "refresh": "30s", "time": {"from": "now-6h", "to": "now"},
         "templating": {"list": variables}, "panels": panels,
-        "links": [{"type": "dashboards", "tags": ["leaktrace"], "title": "leaktrace", "asDropdown": true, "includeVars": true, "keepTime": true}],
+        "links": [{"type": "dashboards", "tags": ["leaktrace"], "title": "leaktrace", "icon": "external link", "tooltip": "", "asDropdown": true, "includeVars": true, "keepTime": true, "targetBlank": false}],
     })
 }

@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "probes need root here: run it as root, or `sudo -E env PATH=\"$PATH\" cargo xtask screenshots`"
     );
     let browser = browser()?;
-    let modules = modules()?;
+    let modules = tools::npm_modules("browser", &PACKAGES)?;
     let leaktrace = build_leaktrace()?;
     let scratch = tempfile::tempdir()?;
     let mut services = Vec::new();
@@ -156,24 +156,4 @@ fn browser() -> Result<PathBuf> {
         tools::install(&["chromium-headless-shell", "fonts-liberation"])?;
     }
     Ok(place.to_owned())
-}
-
-/// The folder with [`PACKAGES`], fetched by npm without running anything of theirs.
-fn modules() -> Result<PathBuf> {
-    let folder = target_dir().join("npm/browser");
-    let done = folder.join(PACKAGES.join("+"));
-    if done.is_file() {
-        return Ok(folder);
-    }
-    eprintln!("fetching {} (once)", PACKAGES.join(" and "));
-    fs::create_dir_all(&folder)?;
-    fs::write(folder.join("package.json"), "{\"private\": true}\n")?;
-    let mut npm = Command::new("npm");
-    npm.args(["install", "--silent", "--ignore-scripts", "--no-audit"])
-        .args(["--no-fund", "--save-exact"])
-        .args(PACKAGES)
-        .current_dir(&folder);
-    tools::silently(&mut npm)?;
-    fs::write(done, "")?;
-    Ok(folder)
 }
