@@ -21,6 +21,7 @@ mod matrix;
 mod monitoring;
 mod needs;
 mod noise;
+mod progress;
 mod prometheus;
 mod record;
 mod report;
