@@ -134,16 +134,24 @@ fn note(series: &mut Series, text: &str, number: usize) {
 
 /// The file for promtool.
 fn rendered(series: &Series) -> Result<String> {
-    let leak = (series.iter())
-        .find(|(name, _)| {
+    // The rule that says so may change while it leaks, and with it the series.
+    let leaks: Vec<_> = (series.iter())
+        .filter(|(name, _)| {
             name.starts_with("leaktrace_leak{") && name.contains(&format!("target=\"{SHOP}\""))
         })
+        .collect();
+    let begins = leaks
+        .iter()
+        .filter_map(|(_, values)| values.iter().position(Option::is_some));
+    let ends = leaks
+        .iter()
+        .filter_map(|(_, values)| values.iter().rposition(Option::is_some));
+    let (first, last) = (begins.min())
+        .zip(ends.max())
         .context("no leak was found")?;
-    let first = leak.1.iter().position(Option::is_some).unwrap_or(0);
-    let last = leak.1.iter().rposition(Option::is_some).unwrap_or(0);
     ensure!(
         (REPLACED - 1..=REPLACED + 1).contains(&last),
-        "the leak was last seen in scrape {last}, and its program replaced before scrape {REPLACED}"
+        "the leak was last seen in scrape {last}, and its program replaced before scrape {REPLACED}: {leaks:?}"
     );
     let mut text = format!(
         "# Recorded from a real run by `cargo xtask alerts`: {SHOP} (fixtures/handler-timeout, Go 1.27.3) leaks, and is replaced by\n\

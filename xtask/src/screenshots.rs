@@ -1,5 +1,7 @@
 //! `cargo xtask screenshots`: the page in a real browser. A daemon watches real programs that leak; a headless Chromium
-//! opens the page, is driven by keys alone, asks axe whether everybody can use it, and takes the pictures of `doc/`.
+//! opens the page, is driven by keys alone, asks axe whether everybody can use it, and takes the pictures of `doc/`; so are the pictures of the terminal.
+
+mod terminal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -80,6 +82,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .status()
         .context("starting node, Debian's package nodejs")?;
     ensure!(status.success(), "the page has the faults above");
+    eprintln!("drawing the terminal");
+    let leaking = services.first().context("there are services")?;
+    terminal::take(
+        &leaktrace,
+        &browser,
+        &["--exe", &everything],
+        leaking.pid(),
+        &folder,
+    )?;
     println!(
         "The page was opened, used with the keyboard and looked at by axe without a serious finding; its pictures are in {}.",
         folder.display()
