@@ -30,6 +30,7 @@ use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
+use crate::target::room::Room;
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
 use crate::verdict::{Moment, Standings};
@@ -49,6 +50,8 @@ pub struct Session {
     /// When the process started: CLOCK_MONOTONIC, nanoseconds.
     started_ns: u64,
     watch: Option<Watch>,
+    /// Its memory at the last census.
+    room: Room,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
     counted_ns: u64,
@@ -71,6 +74,7 @@ struct Watch {
 pub struct Look {
     census: Census,
     places: Option<Places>,
+    room: Room,
 }
 
 /// How much a census looks at.
@@ -132,6 +136,7 @@ impl Session {
             standings: Standings::default(),
             started_ns,
             watch: None,
+            room: Room::default(),
             watched_since_ns: None,
             counted_ns: 0,
         })
@@ -270,13 +275,19 @@ impl Session {
         } else {
             None
         };
+        let room = Room::of(self.process.id.pid);
         self.still_there()?;
-        Ok(Look { census, places })
+        Ok(Look {
+            census,
+            places,
+            room,
+        })
     }
 
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
     pub fn book(&mut self, look: Look) -> Drift {
         let looked = look.places.is_some();
+        self.room = look.room;
         if let Some(places) = look.places {
             self.places = places;
         }
@@ -395,7 +406,8 @@ impl Session {
                     self.process.exe.to_string_lossy().into_owned(),
                     &self.program,
                 )
-                .at(&self.process.whereabouts),
+                .at(&self.process.whereabouts)
+                .with(self.room),
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,

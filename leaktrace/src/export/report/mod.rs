@@ -12,6 +12,7 @@ use super::times::{ArmedLonger, Blocked, Lengths, LongWait, OldTimer};
 use crate::budget::Calibration;
 use crate::ledger::CallSite;
 use crate::resolve::Program;
+use crate::target::room::Room;
 use crate::target::whereabouts::Whereabouts;
 use crate::verdict::Level;
 
@@ -66,6 +67,10 @@ pub struct Target {
     pub namespace: String,
     /// Its systemd unit.
     pub unit: String,
+    /// Memory that it holds; 0 when not known, as in a core file.
+    pub memory_bytes: u64,
+    /// Memory that its cgroups, or the machine, let it have; 0 when not known.
+    pub memory_limit_bytes: u64,
 }
 
 impl Target {
@@ -84,6 +89,16 @@ impl Target {
             vcs_revision: build.vcs_revision.clone(),
             arch: program.arch.name(),
             ..Self::default()
+        }
+    }
+
+    /// The same with the memory that it holds and may.
+    #[must_use]
+    pub fn with(self, room: Room) -> Self {
+        Self {
+            memory_bytes: room.resident,
+            memory_limit_bytes: room.limit,
+            ..self
         }
     }
 
