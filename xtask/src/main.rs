@@ -11,7 +11,10 @@ mod churn;
 mod containers;
 mod daemon;
 mod dashboards;
+mod deb;
+mod deb_test;
 mod demo;
+mod dist;
 mod fixtures;
 mod fuzz;
 mod go;
@@ -41,6 +44,12 @@ enum Command {
     Churn(churn::Arguments),
     /// Trace Go programs in real containers, of containerd and of docker
     Containers(containers::Arguments),
+    /// Build the Debian package
+    Deb(deb::Arguments),
+    /// Install, use, upgrade and remove the Debian package under a real systemd
+    DebTest(deb_test::Arguments),
+    /// Build a static binary and a container image
+    Dist(dist::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -71,6 +80,9 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::Containers(arguments) => done(containers::run(&arguments)),
+        Command::Deb(arguments) => done(deb::run(&arguments)),
+        Command::DebTest(arguments) => done(deb_test::run(&arguments)),
+        Command::Dist(arguments) => done(dist::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),
