@@ -234,10 +234,13 @@ impl Fleet {
         let waits = (self.tracer.as_ref())
             .map(|tracer| session.waits(&look, &tracer.probes))
             .unwrap_or_default();
+        if let Some(tracer) = &self.tracer {
+            session.note_losses(&tracer.probes, self.undecodable);
+        }
         let drift = session.book(look);
         session.note_waits(waits);
         if let Some(tracer) = &self.tracer {
-            session.note_counters(&tracer.probes, self.undecodable);
+            session.note_counters(&tracer.probes);
         }
         Ok(drift)
     }

@@ -61,6 +61,8 @@ struct Watch {
     hits: [u64; Kind::COUNT as usize],
     lost: [u64; Loss::COUNT as usize],
     undecodable: u64,
+    /// When it was last looked whether events were lost.
+    lost_read_ns: u64,
     cost: governed::Cost,
     blocked: Vec<BlockedTime>,
 }
@@ -187,6 +189,7 @@ impl Session {
             hits: Default::default(),
             lost: Default::default(),
             undecodable: 0,
+            lost_read_ns: now_ns,
             cost: governed::Cost::new(terms, level, &plan.points, &self.process, now_ns),
             blocked: Vec::new(),
         });
@@ -302,12 +305,28 @@ impl Session {
         Ok(self.book(look))
     }
 
-    /// Notes what the probes have counted, for the next report. `undecodable` is of the ring that all targets share.
-    pub fn note_counters(&mut self, probes: &Probes, undecodable: u64) {
+    /// Tells the books when events were lost since the last call; `undecodable` is of the ring that all targets share.
+    /// Every event from before must have been applied.
+    pub fn note_losses(&mut self, probes: &Probes, undecodable: u64) {
+        let Some(watch) = &mut self.watch else {
+            return;
+        };
+        let now_ns = monotonic_ns();
+        let lost = probes.lost(&watch.attached);
+        let grown = (Loss::ALL.into_iter().zip(lost))
+            .zip(watch.lost)
+            .any(|((cause, now), before)| is_of_events(cause) && now > before);
+        if grown || undecodable > watch.undecodable {
+            self.ledger.missed(watch.lost_read_ns);
+        }
+        (watch.lost, watch.undecodable) = (lost, undecodable);
+        watch.lost_read_ns = now_ns;
+    }
+
+    /// Notes what the probes have counted, for the next report.
+    pub fn note_counters(&mut self, probes: &Probes) {
         if let Some(watch) = &mut self.watch {
             watch.hits = probes.hits(&watch.attached);
-            watch.lost = probes.lost(&watch.attached);
-            watch.undecodable = undecodable;
             watch.cost.counted = watch.cost.moment(&self.process, self.counted_ns);
             if watch.cost.was_full() {
                 watch.blocked = probes.blocked_times(&watch.attached);
@@ -541,6 +560,14 @@ pub fn kind_name(kind: Kind) -> &'static str {
         Kind::Stopped => "stopped",
         Kind::Rearmed => "rearmed",
         Kind::Fired => "fired",
+    }
+}
+
+/// Whether something that happened is not heard of, or not what it was.
+fn is_of_events(cause: Loss) -> bool {
+    match cause {
+        Loss::RingFull | Loss::ReadFault | Loss::UnknownSlot | Loss::OverBudget => true,
+        Loss::StacksFull | Loss::WaitsFull => false,
     }
 }
 

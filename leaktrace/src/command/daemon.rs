@@ -14,7 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::record::{DRAIN_EVERY, level};
 use super::service::Service;
-use crate::cli::{Daemon, Whom};
+use crate::cli::{Daemon, Watching, Whom};
 use crate::config::{self, Config};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
 use crate::fleet::Budget;
@@ -158,12 +158,17 @@ pub(super) fn selection(whom: &Whom) -> Selection {
 
 /// Options beat the file: whom they name is watched, whatever the file names.
 fn wanted(arguments: &Daemon, config: Config) -> Settings {
-    let whom = &arguments.whom;
+    let Watching {
+        whom,
+        interval,
+        hearing,
+        host_budget,
+    } = &arguments.watching;
     let (named, excluded) = patterns(whom);
     let typed = whom.all || !whom.pid.is_empty() || !named.is_empty();
     let manner = Manner {
-        level: level(arguments.events.unwrap_or(config.events)),
-        interval: arguments.interval.unwrap_or(config.interval),
+        level: level(hearing.events.unwrap_or(config.events)),
+        interval: interval.unwrap_or(config.interval),
     };
     let special = config.target.iter().map(|one| {
         let own = Manner {
@@ -188,8 +193,8 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
         manner,
         special,
         budget: Budget {
-            target: arguments.budget.unwrap_or(config.budget).0,
-            host: arguments.host_budget.unwrap_or(config.host_budget).0,
+            target: hearing.budget.unwrap_or(config.budget).0,
+            host: host_budget.unwrap_or(config.host_budget).0,
         },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
     }

@@ -166,6 +166,8 @@ rule! {
         abandoned_seconds: u64 = 10,
         /// The same of timers that somebody may wait for, or that call a function.
         seconds: u64 = 40,
+        /// The same of timers that call a function while there are as many connections: each may have one.
+        connection_seconds: u64 = 1700,
         /// Timers that are due later than this will not bound themselves soon. For others the rise must last longer than
         /// the longest of them.
         far_seconds: u64 = 600,

@@ -148,7 +148,9 @@ impl Report {
         let mut timers = Timers {
             unknown: ledger.timers_unknown,
             oldest: times::oldest_timers(ledger, build, facts.now_ns),
+            armed_longer: times::armed_longer(ledger, build, facts.now_ns),
             forgotten: ledger.forgotten_timers(),
+            unproven: ledger.unproven_timers(),
             ..Timers::default()
         };
         let mut sites = Vec::new();

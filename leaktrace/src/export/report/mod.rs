@@ -8,7 +8,7 @@ pub use draw::Facts;
 pub(super) use draw::{seconds, state_name};
 use serde::Serialize;
 
-use super::times::{Blocked, Lengths, LongWait, OldTimer};
+use super::times::{ArmedLonger, Blocked, Lengths, LongWait, OldTimer};
 use crate::budget::Calibration;
 use crate::ledger::CallSite;
 use crate::resolve::Program;
@@ -133,9 +133,17 @@ pub struct Timers {
     /// Those that have been armed for longest; at most [`MOST_LISTED`](crate::export::times::MOST_LISTED).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub oldest: Vec<OldTimer>,
+    /// Call sites with timers that have been armed for longer than a minute, most first; at most
+    /// [`MOST_LISTED`](crate::export::times::MOST_LISTED) and the sum of the others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub armed_longer: Vec<ArmedLonger>,
     /// How many were forgotten because the program had too many: if it resets one, its line is not known.
     #[serde(skip_serializing_if = "is_zero")]
     pub forgotten: u64,
+    /// How many were forgotten because nothing was heard for a while, or events were lost, and their address may hold
+    /// another timer since.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unproven: u64,
 }
 
 #[expect(
