@@ -18,6 +18,7 @@ mod dist;
 mod fixtures;
 mod fuzz;
 mod go;
+mod manifests;
 mod oci;
 mod offsets;
 mod screenshots;
@@ -50,6 +51,8 @@ enum Command {
     DebTest(deb_test::Arguments),
     /// Build a static binary and a container image
     Dist(dist::Arguments),
+    /// Check the Kubernetes manifests and the Helm chart
+    Manifests(manifests::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Deb(arguments) => done(deb::run(&arguments)),
         Command::DebTest(arguments) => done(deb_test::run(&arguments)),
         Command::Dist(arguments) => done(dist::run(&arguments)),
+        Command::Manifests(arguments) => done(manifests::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),
