@@ -21,6 +21,7 @@ use engine::{Engine, Programs};
 
 pub mod engine;
 mod image;
+mod pods;
 
 /// Arguments of `cargo xtask containers`.
 #[derive(clap::Args)]
@@ -71,12 +72,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let devices = Devices::mount(folder.path(), [&program, &other])?;
 
     let exe = format!("/{PROGRAM}");
-    let mut daemon = Daemon::start(&leaktrace, &["--exe", &exe])?;
+    let logs = folder.path().join("log");
+    let pod_logs = logs.to_str().context("a path of ours is text")?;
+    let watch = ["--exe", &exe, "--pod-logs", pod_logs];
+    let mut daemon = Daemon::start(&leaktrace, &watch)?;
     {
         let place = folder.path().join("containerd");
         fs::create_dir(&place)?;
         let engine = Engine::containerd(&programs, &place)?;
         with_containerd(&engine, &daemon, &image, &devices)?;
+        pods::run(&engine, &daemon, &logs)?;
     }
     let place = folder.path().join("docker");
     fs::create_dir(&place)?;

@@ -1,5 +1,5 @@
 //! `cargo xtask dist`: what is shipped besides the source, in a static binary and a container image in
-//! `target/dist`. Nothing but Rust is needed to make them.
+//! `target/dist`. No container tool is needed to make them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -79,7 +79,14 @@ pub fn binary(machine: Machine) -> Result<PathBuf> {
         .stderr(Stdio::null())
         .status();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // The linker comes with Rust: no C is in it, so no C compiler is needed.
+    // The linker comes with Rust; what C is in the dependencies wants a compiler for the machine.
+    match machine {
+        Machine::Amd64 => tools::need("musl-gcc", &["musl-tools"])?,
+        Machine::Arm64 => tools::need(
+            "aarch64-linux-gnu-gcc",
+            &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+        )?,
+    }
     let linker = format!(
         "CARGO_TARGET_{}_LINKER",
         triple.replace('-', "_").to_uppercase()
@@ -89,6 +96,7 @@ pub fn binary(machine: Machine) -> Result<PathBuf> {
         .args(["build", "--quiet", "--package", "leaktrace"])
         .args(["--profile", "dist", "--target", triple])
         .env(linker, "rust-lld")
+        .env("CC_aarch64_unknown_linux_musl", "aarch64-linux-gnu-gcc")
         .stdin(Stdio::null())
         .status()
         .context("starting cargo")?;

@@ -27,7 +27,7 @@ pub struct Machine {
 impl Machine {
     /// Boots it, with folders and files of ours bound read-only: each (here, there).
     pub fn boot(log: &Path, binds: &[(&Path, &str)]) -> Result<Self> {
-        install("systemd-nspawn", "systemd-container")?;
+        tools::need("systemd-nspawn", &["systemd-container"])?;
         let root = root()?;
         let output = File::create(log)?;
         let mut command = Command::new("systemd-nspawn");
@@ -145,7 +145,7 @@ fn root() -> Result<PathBuf> {
     if place.is_dir() {
         return Ok(place);
     }
-    install("debootstrap", "debootstrap")?;
+    tools::need("debootstrap", &["debootstrap"])?;
     let parent = place.parent().context("everything lies below target/")?;
     fs::create_dir_all(parent)?;
     let unfinished = parent.join(format!("{SUITE}.unfinished"));
@@ -160,12 +160,4 @@ fn root() -> Result<PathBuf> {
     tools::silently(command.arg(&unfinished))?;
     fs::rename(&unfinished, &place)?;
     Ok(place)
-}
-
-fn install(program: &str, package: &str) -> Result<()> {
-    let found = ["/usr/bin", "/usr/sbin"].map(|folder| Path::new(folder).join(program));
-    match found.iter().any(|file| file.is_file()) {
-        true => Ok(()),
-        false => tools::install(&[package]),
-    }
 }
