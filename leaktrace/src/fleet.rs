@@ -156,6 +156,21 @@ impl Fleet {
         Ok(())
     }
 
+    /// From now on targets may lose so much. Where there was no budget or is none any more, that is so for those that are taken
+    /// in later.
+    pub fn change_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+        if let Some(tracer) = &mut self.tracer {
+            // What all may lose is divided in the next step.
+            tracer.divided_ns = 0;
+        }
+        if let Some(share) = budget.target {
+            for session in self.sessions.values_mut() {
+                session.set_share(share);
+            }
+        }
+    }
+
     /// Books what the probes cost, and puts them on and takes them off as the budget wants it.
     fn govern(&mut self, now_ns: u64) {
         let Some(tracer) = &mut self.tracer else {

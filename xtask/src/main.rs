@@ -7,6 +7,7 @@ use clap::Parser;
 mod accuracy;
 mod bench;
 mod build_ebpf;
+mod chaos;
 mod churn;
 mod containers;
 mod daemon;
@@ -18,9 +19,11 @@ mod dist;
 mod fixtures;
 mod fuzz;
 mod go;
+mod kept_daemon;
 mod manifests;
 mod oci;
 mod offsets;
+mod scrape;
 mod screenshots;
 mod servers;
 mod test;
@@ -43,6 +46,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Arm and stop ten million timers under leaktrace, and see what is left behind
     Churn(churn::Arguments),
+    /// Kill, starve and overrun the daemon while twenty programs come and go, and see that it counts right afterwards
+    Chaos(chaos::Arguments),
     /// Trace Go programs in real containers, of containerd and of docker
     Containers(containers::Arguments),
     /// Build the Debian package
@@ -63,6 +68,8 @@ enum Command {
     Fixture(fixtures::Arguments),
     /// Feed random inputs to everything that reads a traced program's bytes
     Fuzz(fuzz::Arguments),
+    /// Let a real Prometheus scrape the daemon, with a program of ten thousand call sites
+    Scrape(scrape::Arguments),
     /// Open the page in a real browser, use it, and take the pictures of doc/
     Screenshots(screenshots::Arguments),
     /// Watch real servers of many kinds and Go releases, and compare with what they say of themselves
@@ -82,6 +89,7 @@ fn main() -> ExitCode {
         Command::Dashboards(arguments) => done(dashboards::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::Churn(arguments) => done(churn::run(&arguments)),
+        Command::Chaos(arguments) => done(chaos::run(&arguments)),
         Command::Containers(arguments) => done(containers::run(&arguments)),
         Command::Deb(arguments) => done(deb::run(&arguments)),
         Command::DebTest(arguments) => done(deb_test::run(&arguments)),
@@ -92,6 +100,7 @@ fn main() -> ExitCode {
         Command::Go(arguments) => done(go::run(&arguments)),
         Command::Fixture(arguments) => done(fixtures::run(&arguments)),
         Command::Fuzz(arguments) => done(fuzz::run(&arguments)),
+        Command::Scrape(arguments) => done(scrape::run(&arguments)),
         Command::Screenshots(arguments) => done(screenshots::run(&arguments)),
         Command::Servers(arguments) => done(servers::run(&arguments)),
         Command::Tools(arguments) => done(tools::run(&arguments)),

@@ -12,18 +12,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::front::Front;
 use super::record::{DRAIN_EVERY, level};
 use super::service::Service;
 use crate::cli::{Daemon, Watching, Whom};
 use crate::config::{self, Config};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
 use crate::fleet::Budget;
+use crate::privilege;
 use crate::target::Pid;
 use crate::target::selection::{Patterns, Selection};
 use crate::watcher::{Manner, Settings, Watcher};
+use crate::web::Server;
 
 /// How often what is shown is renewed.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether the files of TLS and passwords have changed.
+const LOOK_AT_FILES_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs until SIGINT or SIGTERM.
 ///
@@ -43,9 +49,9 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
     let config = read(arguments)?;
-    let listener = server::bind(arguments.listen.unwrap_or(config.listen)).await?;
-    let address = listener.local_addr().context("the socket has no address")?;
+    let (mut front, listener) = Front::open(arguments, &config)?;
     allow_many_files();
+    privilege::keep_what_is_needed();
 
     let settings = wanted(arguments, config);
     let selection = &settings.selection;
@@ -63,14 +69,21 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
 
     let (publish, board) = watch::channel(Arc::new(watcher.board()));
     let (questions, mut asked) = mpsc::channel(MOST_QUESTIONS);
-    tokio::spawn(server::serve(listener, Source { board, questions }));
-    tracing::info!("listening on http://{address}");
+    let source = Source { board, questions };
+    let address = listener.local_addr().context("the socket has no address")?;
+    let server = Server::start(listener, source, front.policy.clone(), || {
+        // It opens no file, and talks to clients.
+        privilege::give_up_all();
+    })?;
+    front.say_where(address);
     let mut service = Service::find();
     service.ready();
 
     let (mut changed, mut published) = (false, Instant::now());
     let mut tick = interval(DRAIN_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut look = interval(LOOK_AT_FILES_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
@@ -78,8 +91,10 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = hangup.recv() => {
                 service.reloading();
-                match read(arguments) {
-                    Ok(config) => {
+                let again = read(arguments)
+                    .and_then(|config| Ok((front.change(arguments, &config, &server)?, config)));
+                match again {
+                    Ok(((), config)) => {
                         watcher.change(wanted(arguments, config));
                         tracing::info!("the configuration was read again");
                     }
@@ -87,6 +102,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
                 }
                 service.ready();
             }
+            _ = look.tick() => front.look(&server),
             _ = tick.tick() => {
                 changed |= watcher.step();
                 if changed && published.elapsed() >= PUBLISH_EVERY {

@@ -10,5 +10,6 @@ pub mod record;
 pub mod snapshot;
 pub mod top;
 
+mod front;
 mod output;
 mod service;

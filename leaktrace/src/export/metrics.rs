@@ -29,11 +29,11 @@ const MOST_REASONS: usize = 20;
 /// A target and its last report.
 type Watched<'b> = (&'b str, &'b Report);
 
-/// Everything for one scrape, in the Prometheus text format.
+/// Everything for one scrape, in the Prometheus text format; without `details` no path of an executable.
 ///
 /// # Errors
 /// When two metrics share a name or a label is malformed: a defect of this module, never of a target.
-pub fn render(board: &Board) -> Result<Vec<u8>, prometheus::Error> {
+pub fn render(board: &Board, details: bool) -> Result<Vec<u8>, prometheus::Error> {
     let registry = Registry::new();
     let build = gauge(
         "leaktrace_build_info",
@@ -55,7 +55,7 @@ pub fn render(board: &Board) -> Result<Vec<u8>, prometheus::Error> {
         .targets()
         .filter_map(|row| Some((row.target.as_str(), row.report.as_deref()?)))
         .collect();
-    register_targets(&registry, &watched, &board.node)?;
+    register_targets(&registry, &watched, &board.node, details)?;
     register_processes(&registry, board)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
@@ -119,6 +119,7 @@ fn register_targets(
     registry: &Registry,
     watched: &[Watched<'_>],
     node: &str,
+    details: bool,
 ) -> Result<(), prometheus::Error> {
     let info = gauge(
         "leaktrace_target_info",
@@ -145,7 +146,7 @@ fn register_targets(
         info.with_label_values(&[
             *target,
             &facts.pid.to_string(),
-            &facts.exe,
+            if details { &facts.exe } else { "" },
             &facts.go_version,
             &facts.build_id,
             &facts.module,
