@@ -13,11 +13,15 @@ mod churn;
 mod containers;
 mod daemon;
 mod dashboards;
+mod deb;
+mod deb_test;
 mod demo;
+mod dist;
 mod fixtures;
 mod fuzz;
 mod go;
 mod kept_daemon;
+mod manifests;
 mod oci;
 mod offsets;
 mod scrape;
@@ -49,6 +53,14 @@ enum Command {
     Chaos(chaos::Arguments),
     /// Trace Go programs in real containers, of containerd and of docker
     Containers(containers::Arguments),
+    /// Build the Debian package
+    Deb(deb::Arguments),
+    /// Install, use, upgrade and remove the Debian package under a real systemd
+    DebTest(deb_test::Arguments),
+    /// Build a static binary and a container image
+    Dist(dist::Arguments),
+    /// Check the Kubernetes manifests and the Helm chart
+    Manifests(manifests::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -83,6 +95,10 @@ fn main() -> ExitCode {
         Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::Chaos(arguments) => done(chaos::run(&arguments)),
         Command::Containers(arguments) => done(containers::run(&arguments)),
+        Command::Deb(arguments) => done(deb::run(&arguments)),
+        Command::DebTest(arguments) => done(deb_test::run(&arguments)),
+        Command::Dist(arguments) => done(dist::run(&arguments)),
+        Command::Manifests(arguments) => done(manifests::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),
