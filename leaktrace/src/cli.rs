@@ -81,13 +81,9 @@ pub struct Record {
     /// How long to watch: 90s, 5m, 1h. Ctrl-C ends it early, with the report.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub duration: Duration,
-    /// What the probes hear.
-    #[arg(long, value_name = "LEVEL", default_value = "auto")]
-    pub events: EventsLevel,
-    /// What the program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
-    /// lose more; what is alive is counted all the same.
-    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
-    pub budget: Allowed,
+    #[command(flatten)]
+    /// What is heard of it.
+    pub hearing: Hearing,
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,
@@ -105,13 +101,9 @@ pub struct Explain {
     /// How long to watch: 90s, 5m, 1h. Ctrl-C ends it early, with the answer.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub duration: Duration,
-    /// What the probes hear.
-    #[arg(long, value_name = "LEVEL", default_value = "auto")]
-    pub events: EventsLevel,
-    /// What the program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
-    /// lose more; what is alive is counted all the same.
-    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
-    pub budget: Allowed,
+    #[command(flatten)]
+    /// What is heard of it.
+    pub hearing: Hearing,
     #[command(flatten)]
     /// Where the answer goes.
     pub output: Output,
@@ -121,48 +113,51 @@ pub struct Explain {
 #[derive(Debug, Args)]
 pub struct Top {
     #[command(flatten)]
-    /// Whom to watch.
-    pub whom: Whom,
-    /// Time between two counts of what is alive.
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
-    pub interval: Duration,
-    /// What the probes hear.
-    #[arg(long, value_name = "LEVEL", default_value = "auto")]
-    pub events: EventsLevel,
-    /// What a program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
-    /// lose more; what is alive is counted all the same.
-    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
-    pub budget: Allowed,
-    /// What all traced programs of this host together may lose.
-    #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = budget)]
-    pub host_budget: Allowed,
+    /// Whom to watch, and how.
+    pub watching: Watching,
 }
 
 /// Arguments of `daemon`.
 #[derive(Debug, Args)]
 pub struct Daemon {
     #[command(flatten)]
-    /// Whom to watch.
-    pub whom: Whom,
+    /// Whom to watch, and how.
+    pub watching: Watching,
     /// File to read settings from, as `leaktrace generate config` prints it; SIGHUP reads it again.
     #[arg(long, value_name = "FILE", env = "LEAKTRACE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Address to serve on; port 0 takes a free one, which the log tells. [default: 127.0.0.1:9779]
     #[arg(long, value_name = "ADDRESS", env = "LEAKTRACE_LISTEN")]
     pub listen: Option<SocketAddr>,
-    /// Time between two counts of what is alive. [default: 5s]
-    #[arg(long, value_name = "TIME", env = "LEAKTRACE_INTERVAL", value_parser = duration)]
-    pub interval: Option<Duration>,
-    /// What the probes hear. [default: auto]
-    #[arg(long, value_name = "LEVEL", env = "LEAKTRACE_EVENTS")]
-    pub events: Option<EventsLevel>,
     /// Folder in which the kubelet keeps logs. [default: /var/log]
     #[arg(long, value_name = "DIR", env = "LEAKTRACE_POD_LOGS")]
     pub pod_logs: Option<PathBuf>,
+}
+
+/// What is heard of a program, and what that may cost it. What is not said is as [`Config`](crate::config::Config) has it.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Hearing {
+    /// What the probes hear. [default: auto]
+    #[arg(long, value_name = "LEVEL", env = "LEAKTRACE_EVENTS")]
+    pub events: Option<EventsLevel>,
     /// What a program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
     /// lose more; what is alive is counted all the same. [default: 1%]
     #[arg(long, value_name = "SHARE", env = "LEAKTRACE_BUDGET", value_parser = budget)]
     pub budget: Option<Allowed>,
+}
+
+/// Whom `daemon` and `top` watch, and how.
+#[derive(Debug, Args)]
+pub struct Watching {
+    #[command(flatten)]
+    /// Whom to watch.
+    pub whom: Whom,
+    /// Time between two counts of what is alive. [default: 5s; of `top` 1s]
+    #[arg(long, value_name = "TIME", env = "LEAKTRACE_INTERVAL", value_parser = duration)]
+    pub interval: Option<Duration>,
+    #[command(flatten)]
+    /// What is heard of each.
+    pub hearing: Hearing,
     /// What all traced programs of this host together may lose. [default: 5%]
     #[arg(long, value_name = "SHARE", env = "LEAKTRACE_HOST_BUDGET", value_parser = budget)]
     pub host_budget: Option<Allowed>,

@@ -8,11 +8,14 @@ mod accuracy;
 mod bench;
 mod build_ebpf;
 mod churn;
+mod containers;
+mod daemon;
 mod dashboards;
 mod demo;
 mod fixtures;
 mod fuzz;
 mod go;
+mod oci;
 mod offsets;
 mod screenshots;
 mod servers;
@@ -36,6 +39,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Arm and stop ten million timers under leaktrace, and see what is left behind
     Churn(churn::Arguments),
+    /// Trace Go programs in real containers, of containerd and of docker
+    Containers(containers::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -65,6 +70,7 @@ fn main() -> ExitCode {
         Command::Dashboards(arguments) => done(dashboards::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::Churn(arguments) => done(churn::run(&arguments)),
+        Command::Containers(arguments) => done(containers::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),

@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::record::{DRAIN_EVERY, level};
-use crate::cli::{Daemon, Whom};
+use super::service::Service;
+use crate::cli::{Daemon, Watching, Whom};
 use crate::config::{self, Config};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
 use crate::fleet::Budget;
@@ -64,6 +65,8 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let (questions, mut asked) = mpsc::channel(MOST_QUESTIONS);
     tokio::spawn(server::serve(listener, Source { board, questions }));
     tracing::info!("listening on http://{address}");
+    let mut service = Service::find();
+    service.ready();
 
     let (mut changed, mut published) = (false, Instant::now());
     let mut tick = interval(DRAIN_EVERY);
@@ -73,19 +76,24 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => match read(arguments) {
-                Ok(config) => {
-                    watcher.change(wanted(arguments, config));
-                    tracing::info!("the configuration was read again");
+            _ = hangup.recv() => {
+                service.reloading();
+                match read(arguments) {
+                    Ok(config) => {
+                        watcher.change(wanted(arguments, config));
+                        tracing::info!("the configuration was read again");
+                    }
+                    Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
                 }
-                Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
-            },
+                service.ready();
+            }
             _ = tick.tick() => {
                 changed |= watcher.step();
                 if changed && published.elapsed() >= PUBLISH_EVERY {
                     publish.send_replace(Arc::new(watcher.board()));
                     (changed, published) = (false, Instant::now());
                 }
+                service.turn(&publish.borrow());
             }
             Some(question) = asked.recv() => {
                 let server::Ask { pid, reply } = question;
@@ -96,6 +104,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             }
         }
     }
+    service.stopping();
     watcher.stop();
     tracing::info!("stopped");
     Ok(())
@@ -149,12 +158,17 @@ pub(super) fn selection(whom: &Whom) -> Selection {
 
 /// Options beat the file: whom they name is watched, whatever the file names.
 fn wanted(arguments: &Daemon, config: Config) -> Settings {
-    let whom = &arguments.whom;
+    let Watching {
+        whom,
+        interval,
+        hearing,
+        host_budget,
+    } = &arguments.watching;
     let (named, excluded) = patterns(whom);
     let typed = whom.all || !whom.pid.is_empty() || !named.is_empty();
     let manner = Manner {
-        level: level(arguments.events.unwrap_or(config.events)),
-        interval: arguments.interval.unwrap_or(config.interval),
+        level: level(hearing.events.unwrap_or(config.events)),
+        interval: interval.unwrap_or(config.interval),
     };
     let special = config.target.iter().map(|one| {
         let own = Manner {
@@ -179,8 +193,8 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
         manner,
         special,
         budget: Budget {
-            target: arguments.budget.unwrap_or(config.budget).0,
-            host: arguments.host_budget.unwrap_or(config.host_budget).0,
+            target: hearing.budget.unwrap_or(config.budget).0,
+            host: host_budget.unwrap_or(config.host_budget).0,
         },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
     }

@@ -17,12 +17,7 @@ use crate::verdict::Level;
 /// # Errors
 /// When the process cannot be watched, no call site has such a name, or the answer cannot be written.
 pub fn run(arguments: &Explain) -> anyhow::Result<ExitCode> {
-    let session = watched(
-        Pid(arguments.pid),
-        arguments.duration,
-        arguments.events,
-        arguments.budget,
-    )?;
+    let session = watched(Pid(arguments.pid), arguments.duration, arguments.hearing)?;
     let report = session.report();
     let chosen: Vec<&SiteReport> = match &arguments.site {
         Some(name) => (report.sites.iter())

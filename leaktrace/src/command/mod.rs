@@ -11,3 +11,4 @@ pub mod snapshot;
 pub mod top;
 
 mod output;
+mod service;

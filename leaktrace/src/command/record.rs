@@ -8,7 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
-use crate::cli::{Allowed, EventsLevel, Record};
+use crate::cli::{EventsLevel, Hearing, Record};
+use crate::config::Config;
 use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::session::{Depth, Session};
@@ -29,12 +30,7 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let session = watched(
-        Pid(arguments.pid),
-        arguments.duration,
-        arguments.events,
-        arguments.budget,
-    )?;
+    let session = watched(Pid(arguments.pid), arguments.duration, arguments.hearing)?;
     let report = session.report();
     output::write_report(&report, &arguments.output)?;
     Ok(exit_code(report.worst()))
@@ -49,21 +45,16 @@ pub(super) fn exit_code(worst: verdict::Level) -> ExitCode {
 }
 
 /// A process after it was watched for a while, or until Ctrl-C; the probes are off again.
-pub(super) fn watched(
-    pid: Pid,
-    duration: Duration,
-    events: EventsLevel,
-    budget: Allowed,
-) -> anyhow::Result<Session> {
-    let mut fleet = Fleet::new(
-        level(events),
-        Budget {
-            target: budget.0,
-            host: None,
-        },
-    );
+pub(super) fn watched(pid: Pid, duration: Duration, hearing: Hearing) -> anyhow::Result<Session> {
+    let usual = Config::default();
+    let level = level(hearing.events.unwrap_or(usual.events));
+    let budget = Budget {
+        target: hearing.budget.unwrap_or(usual.budget).0,
+        host: None,
+    };
+    let mut fleet = Fleet::new(level, budget);
     let id = fleet.open(pid)?;
-    fleet.attach(id, level(events), Scope::Process)?;
+    fleet.attach(id, level, Scope::Process)?;
     if let Some(probes) = fleet.session(id)?.probes() {
         tracing::info!(pid = pid.0, probes = probes.len(), "the probes are on");
     }

@@ -19,7 +19,7 @@ pub use symbolizer::Symbolizer;
 use timers::{Armed, ArmedTimers};
 
 use crate::address::RuntimeAddr;
-use crate::census::{Census, Status, TimerKind};
+use crate::census::{self, Census, Status, TimerKind};
 use crate::event::{self, Change, Event, Goid, Ktime, StackId};
 
 /// The books of one target.
@@ -28,7 +28,8 @@ pub struct Ledger {
     /// Every call site met, with its totals.
     pub sites: Sites,
     goroutines: HashMap<Goid, LiveGoroutine>,
-    timers: HashMap<RuntimeAddr, LiveTimer>,
+    /// Those that were pending at the last census, in the order of their addresses.
+    timers: Vec<LiveTimer>,
     /// Where each timer was armed that we heard of, pending or not: a stopped one may be reset.
     armed: ArmedTimers,
     /// Ends heard of since the last census began, with the time: a census may still have seen those alive.
@@ -74,6 +75,8 @@ pub struct LiveGoroutine {
 /// A timer that was pending at the last census.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveTimer {
+    /// Address of the `runtime.timer`.
+    pub timer: RuntimeAddr,
     /// Where it was armed, as far as known.
     pub site: SiteId,
     /// When it was armed, or first seen when `exact` is false.
@@ -467,56 +470,75 @@ impl Ledger {
 
     fn reconcile_timers(&mut self, census: &Census, symbols: &dyn Symbols) {
         let known = std::mem::take(&mut self.timers);
-        for timer in known.values() {
+        for timer in &known {
             self.sites[timer.site].live -= 1;
         }
-        for timer in census.timers.iter().flatten() {
-            // The same address may be another timer by now.
-            let live = match (self.armed.pending(timer), known.get(&timer.timer)) {
-                (Some(armed), known) => LiveTimer {
-                    site: armed.site,
-                    since_ns: armed.at_ns,
-                    exact: true,
-                    // What the last count found here may have been an older timer of the same line.
-                    there_since_ns: known
-                        .filter(|known| known.site == armed.site)
-                        .map_or(armed.at_ns, |known| known.there_since_ns.min(armed.at_ns))
-                        .max(armed.made_ns),
-                    when_ns: timer.when_ns,
-                    period_ns: timer.period_ns,
-                },
-                (None, known) => {
-                    let Some(site) = self.sites.of_timer(
-                        timer.function,
-                        timer.callback,
-                        timer.period_ns,
-                        None,
-                        symbols,
-                    ) else {
-                        // The runtime's own.
-                        continue;
-                    };
-                    let known = known.filter(|known| known.site == site);
-                    LiveTimer {
-                        site,
-                        since_ns: known.map_or(census.started_ns, |known| known.since_ns),
-                        exact: false,
-                        there_since_ns: known
-                            .map_or(census.started_ns, |known| known.there_since_ns),
-                        when_ns: timer.when_ns,
-                        period_ns: timer.period_ns,
-                    }
-                }
-            };
-            self.sites[live.site].live += 1;
-            if let Some(before) = self.timers.insert(timer.timer, live) {
-                // Listed twice, and perhaps changed in between: the later reading counts.
-                self.sites[before.site].live -= 1;
-            }
+        let found = census.timers.as_deref().unwrap_or_default();
+        let mut pending = Vec::with_capacity(found.len());
+        for timer in found {
+            let known = at_address(&known, timer.timer);
+            pending.extend(self.pending(timer, known, census.started_ns, symbols));
         }
-        let pending = &self.timers;
-        let is_pending = |timer| pending.contains_key(&timer);
+        drop(known);
+        if !pending.is_sorted_by_key(|timer| timer.timer) {
+            pending.sort_by_key(|timer| timer.timer);
+        }
+        pending.dedup_by(|later, earlier| {
+            let same = later.timer == earlier.timer;
+            if same {
+                // Listed twice, and perhaps changed in between: the later reading counts.
+                *earlier = *later;
+            }
+            same
+        });
+        for timer in &pending {
+            self.sites[timer.site].live += 1;
+        }
+        self.timers = pending;
+        let is_pending = |timer| at_address(&self.timers, timer).is_some();
         self.armed.sweep(&is_pending, census.started_ns);
+    }
+
+    /// What the books say of a timer that the census found; `None` for the runtime's own. `known` is what they said of
+    /// its address before.
+    fn pending(
+        &mut self,
+        timer: &census::Timer,
+        known: Option<&LiveTimer>,
+        census_ns: u64,
+        symbols: &dyn Symbols,
+    ) -> Option<LiveTimer> {
+        // The same address may be another timer by now.
+        let (site, armed_ns) = match self.armed.pending(timer) {
+            Some(armed) => (armed.site, Some((armed.at_ns, armed.made_ns))),
+            None => {
+                let (function, callback) = (timer.function, timer.callback);
+                let site =
+                    (self.sites).of_timer(function, callback, timer.period_ns, None, symbols)?;
+                (site, None)
+            }
+        };
+        let known = known.filter(|known| known.site == site);
+        let first_seen_ns = armed_ns.map_or(census_ns, |(at_ns, _)| at_ns);
+        Some(LiveTimer {
+            timer: timer.timer,
+            site,
+            since_ns: match (armed_ns, known) {
+                (None, Some(known)) => known.since_ns,
+                _ => first_seen_ns,
+            },
+            exact: armed_ns.is_some(),
+            there_since_ns: match (armed_ns, known) {
+                (_, None) => first_seen_ns,
+                (None, Some(known)) => known.there_since_ns,
+                // What the last count found here may have been an older timer of the same line.
+                (Some((at_ns, made_ns)), Some(known)) => {
+                    known.there_since_ns.min(at_ns).max(made_ns)
+                }
+            },
+            when_ns: timer.when_ns,
+            period_ns: timer.period_ns,
+        })
     }
 
     /// Says since when a goroutine that the last census saw waiting has been waiting: the probes saw it block.
@@ -564,13 +586,19 @@ impl Ledger {
 
     /// All pending timers as of the last census.
     pub fn timers(&self) -> impl Iterator<Item = &LiveTimer> {
-        self.timers.values()
+        self.timers.iter()
     }
 
     /// Stacks that the sites refer to: the only ones worth keeping.
     pub fn creation_stacks(&self) -> impl Iterator<Item = StackId> {
         self.sites.iter().filter_map(|site| site.creation_stack)
     }
+}
+
+/// What is known of the timer at an address.
+fn at_address(timers: &[LiveTimer], timer: RuntimeAddr) -> Option<&LiveTimer> {
+    let at = timers.binary_search_by_key(&timer, |known| known.timer);
+    at.ok().and_then(|at| timers.get(at))
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ mod noise;
 mod prometheus;
 mod record;
 mod report;
+mod service;
 mod snapshot;
 mod text;
 mod timers;
