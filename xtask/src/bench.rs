@@ -33,7 +33,7 @@ pub struct Arguments {
     /// Seconds of a stretch under the default settings; other stretches are a tenth as long
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=3600))]
     seconds: u32,
-    /// Of the slow-down only this program: spawn-storm, ping-pong, timer-storm or http-mixed
+    /// Of the slow-down only this program: spawn-storm, ping-pong or timer-storm
     #[arg(long)]
     program: Option<String>,
     /// Go release of the traced programs
