@@ -194,7 +194,7 @@ pub struct SiteReport {
     pub oldest_is_lower_bound: bool,
     /// Births heard of while tracing.
     pub created_total: u64,
-    /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
+    /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired and not armed again then.
     pub ended_total: u64,
     /// Whether the totals are in part estimates: only samples were heard for a while, to keep the budget.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -205,6 +205,9 @@ pub struct SiteReport {
     /// Timers armed again while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rearmed_total: Option<u64>,
+    /// The same of those alone that had fired before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renewed_total: Option<u64>,
     /// Pending timers stopped while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_total: Option<u64>,
