@@ -11,7 +11,7 @@ use std::fs::File;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
@@ -69,6 +69,8 @@ struct Watch {
 pub struct Look {
     census: Census,
     places: Option<Places>,
+    /// How long it took to see who could still be woken, when that was wanted.
+    reached: Option<Duration>,
 }
 
 /// How much a census looks at.
@@ -256,19 +258,26 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let places = if depth == Depth::Places || self.standings.wants_places() {
+        let reach = self.standings.wants_reach();
+        let began = Instant::now();
+        let places = if depth == Depth::Places || self.standings.wants_places() || reach {
             Some(Places::of(
                 &census.goroutines,
                 &self.memory,
                 &self.layout,
                 &self.wait_reasons,
                 &self.symbols,
+                reach,
             )?)
         } else {
             None
         };
         self.still_there()?;
-        Ok(Look { census, places })
+        Ok(Look {
+            census,
+            places,
+            reached: reach.then(|| began.elapsed()),
+        })
     }
 
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
@@ -286,6 +295,7 @@ impl Session {
             symbols: &self.symbols,
             wait_reasons: &self.wait_reasons,
             places: looked.then_some(&self.places),
+            reached: look.reached,
             started_ns: self.started_ns,
             watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
             now_ns: look.census.finished_ns,
