@@ -45,6 +45,25 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of a program that should have no verdict: those that it had, and whether they are leaks.
+    pub fn of_healthy(verdicts: impl IntoIterator<Item = (bool, String)>) -> Self {
+        let mut outcome = Self::default();
+        for (leak, words) in verdicts {
+            outcome.wrong += usize::from(leak);
+            outcome.wrongly_suspected += usize::from(!leak);
+            outcome.others.push(words);
+        }
+        outcome
+    }
+
+    /// There is no report.
+    pub fn failed(reason: String) -> Self {
+        Self {
+            failure: Some(reason),
+            ..Self::default()
+        }
+    }
+
     /// Whether every line was found, and no other.
     pub fn found(&self) -> bool {
         self.failure.is_none() && self.right == self.expected && self.wrong == 0
@@ -106,20 +125,22 @@ impl Trial {
     /// Starts it, watches it, ends it.
     pub fn run(&self, leaktrace: &Path) -> Outcome {
         let watched = self.watch(leaktrace).and_then(|report| self.judge(&report));
-        watched.unwrap_or_else(|error| Outcome {
-            failure: Some(format!("{error:#}")),
-            ..Outcome::default()
-        })
+        watched.unwrap_or_else(|error| Outcome::failed(format!("{error:#}")))
     }
 
-    fn watch(&self, leaktrace: &Path) -> Result<Value> {
+    /// Starts it.
+    pub fn start(&self) -> Result<Running> {
         let mut command = Command::new(&self.executable);
         command.args(self.load.arguments());
         if self.program.spins {
             // A crowd that never rests would leave the others no processor.
             command.env("GOMAXPROCS", "1");
         }
-        let running = Running::spawn(&mut command)?;
+        Running::spawn(&mut command)
+    }
+
+    fn watch(&self, leaktrace: &Path) -> Result<Value> {
+        let running = self.start()?;
         let output = Command::new(leaktrace)
             .args(["record", "--pid", &running.pid().to_string()])
             .args(["--duration", &format!("{}s", self.seconds)])
