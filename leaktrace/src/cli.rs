@@ -88,6 +88,9 @@ pub struct Record {
     /// lose more; what is alive is counted all the same.
     #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
     pub budget: Allowed,
+    /// Take what tunes the rules (`[rules]`) from this file, as the daemon does.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,

@@ -32,7 +32,7 @@ use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
-use crate::verdict::{Moment, Standings};
+use crate::verdict::{self, Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -135,6 +135,11 @@ impl Session {
             watched_since_ns: None,
             counted_ns: 0,
         })
+    }
+
+    /// Tunes the rules by which it is judged from now on.
+    pub fn judge_by(&mut self, rules: verdict::Config) {
+        self.standings.judge_by(rules);
     }
 
     /// The name that stays the same across restarts.

@@ -148,7 +148,11 @@ fn trials(arguments: &Arguments) -> Result<Vec<Trial>> {
 fn machine() -> String {
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split_ascii_whitespace().next().unwrap_or("?").to_owned();
+    let load = load
+        .split_ascii_whitespace()
+        .next()
+        .unwrap_or("?")
+        .to_owned();
     format!("This run: {cores} cores, load average at its end {load}.")
 }
 
@@ -158,7 +162,7 @@ fn render(arguments: &Arguments, outcomes: &[(&Trial, Outcome)]) -> Result<Strin
          Every leak of the catalogue, its healthy twin, and programs that must stay silent, at default settings. `cargo xtask \
          accuracy` runs them and writes this file. Each leak is watched by `leaktrace record` for {} s ({} side by side); \
          meanwhile all healthy programs are watched by one `leaktrace daemon` for {} minutes. The time is that from the \
-         first count to the verdict; of several lines, the last. {}\n\n",
+         first count to the verdict; of several lines, the last. A burst alone happens 5 s after that. {}\n\n",
         arguments.seconds,
         arguments.side_by_side,
         arguments.healthy_minutes,
@@ -205,8 +209,8 @@ fn render(arguments: &Arguments, outcomes: &[(&Trial, Outcome)]) -> Result<Strin
          takes, a nil channel, an empty select), where timers were left behind, and where memory shows that nothing else in \
          the program refers to what a goroutine waits for. What is left looks from outside like a program in good health: \
          a hundred loops or tickers that go on (rows 3 and 22) like those of a scheduler, contexts of a living parent and \
-         timers that are due (14 and 16) like sessions, connections without a deadline (19) like idle ones, and of a \
-         burst of coroutines before the watch (21) only the line inside package iter is known.\n\n## Healthy programs\n"
+         timers that are due (14 and 16) like sessions, and \
+         connections without a deadline (19) like idle ones.\n\n## Healthy programs\n"
     )?;
     writeln!(text, "| program | Go | verdicts |\n|---|---|---|")?;
     for (trial, outcome) in outcomes.iter().filter(|(trial, _)| trial.program.healthy()) {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
-    let config = read(arguments)?;
+    let config = read(arguments.config.as_deref())?;
     let listener = server::bind(arguments.listen.unwrap_or(config.listen)).await?;
     let address = listener.local_addr().context("the socket has no address")?;
     allow_many_files();
@@ -73,7 +74,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => match read(arguments) {
+            _ = hangup.recv() => match read(arguments.config.as_deref()) {
                 Ok(config) => {
                     watcher.change(wanted(arguments, config));
                     tracing::info!("the configuration was read again");
@@ -102,10 +103,10 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
 }
 
 /// The configuration file, or the defaults without one.
-fn read(arguments: &Daemon) -> anyhow::Result<Config> {
+pub(super) fn read(path: Option<&Path>) -> anyhow::Result<Config> {
     /// Nobody writes this much by hand.
     const MOST_BYTES: u64 = 1 << 20;
-    let Some(path) = &arguments.config else {
+    let Some(path) = path else {
         return Ok(Config::default());
     };
     let mut text = String::new();
@@ -183,6 +184,7 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
             host: arguments.host_budget.unwrap_or(config.host_budget).0,
         },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
+        rules: config.rules,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::cli::Explain;
 use crate::export::explain::{self, Explanation};
 use crate::export::report::SiteReport;
 use crate::target::Pid;
+use crate::verdict;
 use crate::verdict::Level;
 
 /// Watches, answers, and says by the exit code whether what was asked for is a leak.
@@ -22,6 +23,7 @@ pub fn run(arguments: &Explain) -> anyhow::Result<ExitCode> {
         arguments.duration,
         arguments.events,
         arguments.budget,
+        verdict::Config::default(),
     )?;
     let report = session.report();
     let chosen: Vec<&SiteReport> = match &arguments.site {

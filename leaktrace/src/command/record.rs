@@ -29,11 +29,13 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
+    let rules = super::daemon::read(arguments.config.as_deref())?.rules;
     let session = watched(
         Pid(arguments.pid),
         arguments.duration,
         arguments.events,
         arguments.budget,
+        rules,
     )?;
     let report = session.report();
     output::write_report(&report, &arguments.output)?;
@@ -54,6 +56,7 @@ pub(super) fn watched(
     duration: Duration,
     events: EventsLevel,
     budget: Allowed,
+    rules: verdict::Config,
 ) -> anyhow::Result<Session> {
     let mut fleet = Fleet::new(
         level(events),
@@ -62,6 +65,7 @@ pub(super) fn watched(
             host: None,
         },
     );
+    fleet.judge_by(rules);
     let id = fleet.open(pid)?;
     fleet.attach(id, level(events), Scope::Process)?;
     if let Some(probes) = fleet.session(id)?.probes() {

@@ -22,6 +22,8 @@ pub enum Subject {
 pub struct Evidence {
     /// What it makes.
     pub subject: Subject,
+    /// Whether its line is known: not that of timers that were armed before anybody listened.
+    pub attributed: bool,
     /// Alive now.
     pub count: u64,
     /// Births and ends heard of.

@@ -89,6 +89,7 @@ impl Moment<'_> {
                 );
                 let evidence = Evidence {
                     subject,
+                    attributed: site.attributed,
                     count: site.live,
                     created: site.created,
                     ended: site.ended,

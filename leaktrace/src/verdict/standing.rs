@@ -57,6 +57,11 @@ impl Standings {
         }
     }
 
+    /// Tunes the rules from now on; what was judged stands until it is judged again.
+    pub fn judge_by(&mut self, config: Config) {
+        self.config = config;
+    }
+
     /// Judges every site at one moment, just after a census.
     pub fn judge(&mut self, moment: &Moment<'_>) {
         if let Some(places) = moment.look() {

@@ -27,7 +27,11 @@ impl Rule for TimerPileUp {
         let abandoned = kind == TimerKind::Timer && evidence.timers_are_abandoned();
         if abandoned && evidence.tally.long_pending >= rule.crowd {
             return Opinion::new(
-                Level::Leak,
+                if evidence.attributed {
+                    Level::Leak
+                } else {
+                    Level::Suspect
+                },
                 format!(
                     "{} are pending, {} of them for at least {}, and hardly any is still waited for",
                     evidence.things(evidence.count),

@@ -23,7 +23,11 @@ impl Rule for UnstoppedTicker {
             && evidence.tally.long_pending >= config.unstopped_ticker.crowd
         {
             return Opinion::new(
-                Level::Leak,
+                if evidence.attributed {
+                    Level::Leak
+                } else {
+                    Level::Suspect
+                },
                 format!(
                     "{} are pending, {} of them for at least {}, and hardly any is waited for",
                     evidence.things(evidence.count),

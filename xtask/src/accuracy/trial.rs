@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_fixtures::build::{self, Variant};
@@ -11,6 +13,9 @@ use serde_json::Value;
 
 use super::catalogue::{Leak, Load, Program};
 use crate::go;
+
+/// A burst alone happens so long after the watch began.
+const BEFORE_BURST: Duration = Duration::from_secs(5);
 
 /// One program in one release under one load.
 pub struct Trial {
@@ -140,14 +145,23 @@ impl Trial {
     }
 
     fn watch(&self, leaktrace: &Path) -> Result<Value> {
-        let running = self.start()?;
-        let output = Command::new(leaktrace)
+        let mut running = self.start()?;
+        let watching = Command::new(leaktrace)
             .args(["record", "--pid", &running.pid().to_string()])
             .args(["--duration", &format!("{}s", self.seconds)])
             .args(["--format", "json"])
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .context("starting leaktrace")?;
+        if self.load == Load::Burst {
+            thread::sleep(BEFORE_BURST);
+            running.ask("begin")?;
+        }
+        let output = watching
+            .wait_with_output()
+            .context("waiting for leaktrace")?;
         ensure!(
             matches!(output.status.code(), Some(0 | 1)),
             "{}",
