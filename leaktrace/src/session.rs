@@ -11,7 +11,7 @@ use std::fs::File;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
@@ -33,7 +33,7 @@ use crate::resolve::{self, Program, Refusal};
 use crate::target::room::Room;
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
-use crate::verdict::{Moment, Standings};
+use crate::verdict::{self, Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -75,6 +75,8 @@ pub struct Look {
     census: Census,
     places: Option<Places>,
     room: Room,
+    /// How long it took to see who could still be woken, when that was wanted.
+    reached: Option<Duration>,
 }
 
 /// How much a census looks at.
@@ -140,6 +142,11 @@ impl Session {
             watched_since_ns: None,
             counted_ns: 0,
         })
+    }
+
+    /// Tunes the rules by which it is judged from now on.
+    pub fn judge_by(&mut self, rules: verdict::Config) {
+        self.standings.judge_by(rules);
     }
 
     /// The name that stays the same across restarts.
@@ -264,13 +271,16 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let places = if depth == Depth::Places || self.standings.wants_places() {
+        let reach = self.standings.wants_reach();
+        let began = Instant::now();
+        let places = if depth == Depth::Places || self.standings.wants_places() || reach {
             Some(Places::of(
                 &census.goroutines,
                 &self.memory,
                 &self.layout,
                 &self.wait_reasons,
                 &self.symbols,
+                reach,
             )?)
         } else {
             None
@@ -281,6 +291,7 @@ impl Session {
             census,
             places,
             room,
+            reached: reach.then(|| began.elapsed()),
         })
     }
 
@@ -300,6 +311,7 @@ impl Session {
             symbols: &self.symbols,
             wait_reasons: &self.wait_reasons,
             places: looked.then_some(&self.places),
+            reached: look.reached,
             started_ns: self.started_ns,
             watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
             now_ns: look.census.finished_ns,
