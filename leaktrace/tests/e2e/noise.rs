@@ -178,7 +178,7 @@ fn noise_stays_within_the_budget() {
     };
     let begin = Instant::now();
     let mut worst = vec![0.0_f64; programs.len()];
-    while begin.elapsed() < Duration::from_secs(12) {
+    while begin.elapsed() < Duration::from_secs(8) {
         std::thread::sleep(Duration::from_millis(500));
         let metrics = ask("/metrics");
         for ((name, program, quiet), worst) in programs.iter().zip(&mut worst) {
@@ -256,7 +256,7 @@ fn a_timer_at_a_used_address_is_not_taken_for_the_one_before() {
         let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
         let mut tool = Tool::record_with(program.pid(), output.path(), &["--duration", "1h"]);
         text::wait_for_probes(program.pid(), &mut tool);
-        for _ in 0..8 {
+        for _ in 0..5 {
             program.ask("go").expect("a storm ends in time");
             // Sampled now and then.
             std::thread::sleep(Duration::from_millis(700));
@@ -279,10 +279,10 @@ fn a_timer_at_a_used_address_is_not_taken_for_the_one_before() {
             .map(|site| report::number(&site["count"]))
             .sum();
         println!(
-            "go {go}: {kept} at their line, {unknown} unknown; {}",
-            found["timers"]
+            "go {go}: {kept} at their line, {unknown} unknown; unproven {}",
+            found["timers"]["unproven"]
         );
-        assert_eq!(kept + unknown, 2000, "go {go}: {}", found["sites"]);
+        assert_eq!(kept + unknown, 5 * 250, "go {go}: {}", found["sites"]);
         assert!(
             kept > 0,
             "go {go}: what was heard is known: {}",
