@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod accuracy;
+mod alerts;
 mod bench;
 mod build_ebpf;
 mod chaos;
@@ -40,6 +41,8 @@ enum Command {
     Test(test::Arguments),
     /// Try every known leak and many healthy programs, and write doc/accuracy.md
     Accuracy(accuracy::Arguments),
+    /// Record a real leak and its end for the tests of the alert rules
+    Alerts(alerts::Arguments),
     /// Write the Grafana dashboards of deploy/grafana
     Dashboards(dashboards::Arguments),
     /// Measure what being traced costs a program
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => done(demo::run(&arguments)),
         Command::Test(arguments) => done(test::run(&arguments)),
         Command::Accuracy(arguments) => done(accuracy::run(&arguments)),
+        Command::Alerts(arguments) => done(alerts::run(&arguments)),
         Command::Dashboards(arguments) => done(dashboards::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::Churn(arguments) => done(churn::run(&arguments)),
