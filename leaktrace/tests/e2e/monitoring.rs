@@ -112,6 +112,7 @@ fn every_query_finds_something_on_a_real_server() {
         "500ms",
     ]));
     let address = address(&daemon);
+    lint(&prometheus, &address);
     let mut server = Server::start(&prometheus, &address);
     tool::eventually("Prometheus sees the leak", Duration::from_secs(90), || {
         let alerts = server.query("ALERTS{alertname=\"LeaktraceLeak\"}");
@@ -139,6 +140,24 @@ fn every_query_finds_something_on_a_real_server() {
         }
     }
     assert!(asked > 20, "{asked} queries");
+}
+
+/// promtool has nothing to say against what is served.
+fn lint(prometheus: &Path, daemon: &str) {
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    let served = folder.path().join("metrics.txt");
+    let mut connection = Connection::open(daemon).expect("the daemon listens");
+    fs::write(&served, connection.get("/metrics").body).expect("ours");
+    let output = Command::new(prometheus.with_file_name("promtool"))
+        .args(["check", "metrics"])
+        .stdin(fs::File::open(&served).expect("ours"))
+        .output()
+        .expect("promtool is beside Prometheus");
+    assert!(output.status.success(), "{output:?}");
+    assert!(
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "{output:?}"
+    );
 }
 
 /// The label of the one target.
