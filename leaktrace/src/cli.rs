@@ -84,6 +84,9 @@ pub struct Record {
     #[command(flatten)]
     /// What is heard of it.
     pub hearing: Hearing,
+    /// Take what tunes the rules (`[rules]`) from this file, as the daemon does.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,

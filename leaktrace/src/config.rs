@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use crate::budget::Share;
 use crate::cli::{Allowed, Details, EventsLevel, budget, duration};
 use crate::target::selection::Patterns;
+use crate::verdict;
 
 /// The file with all keys at their defaults, each explained: what `leaktrace generate config` prints.
 pub const TEMPLATE: &str = include_str!("config.toml");
@@ -45,6 +46,8 @@ pub struct Config {
     pub exclude: Names,
     /// Targets that are watched in another way.
     pub target: Vec<Special>,
+    /// What the rules are tuned by.
+    pub rules: verdict::Config,
 }
 
 impl Default for Config {
@@ -61,6 +64,7 @@ impl Default for Config {
             watch: Names::default(),
             exclude: Names::default(),
             target: Vec::new(),
+            rules: verdict::Config::default(),
         }
     }
 }
@@ -215,7 +219,9 @@ mod tests {
             text.lines().filter_map(key).collect()
         };
         let shown = keys(TEMPLATE);
+        // The rules' thresholds have a test of their own.
         let debug = format!("{:?}", Config::default());
+        let (debug, _) = debug.split_once("rules:").expect("it has rules");
         for word in debug.split([' ', '{', '}', '[', ']']) {
             if let Some(field) = word.strip_suffix(':')
                 && !["watch", "exclude", "target"].contains(&field)
@@ -223,6 +229,25 @@ mod tests {
                 assert!(shown.contains(field), "{field} is not in the template");
             }
         }
+    }
+
+    #[test]
+    fn the_template_has_every_threshold_in_a_comment() {
+        let (_, rules) = TEMPLATE
+            .split_once("# [rules.rise]")
+            .expect("there are rules");
+        let text: String = format!("# [rules.rise]{rules}")
+            .lines()
+            .map(|line| format!("{}\n", line.trim_start_matches("# ")).replace("# ", ""))
+            .filter(|line| line.contains(" = ") || line.starts_with('['))
+            .collect();
+        assert_eq!(parse(&text), Ok(Config::default()));
+        let keys = text.lines().filter(|line| line.contains(" = ")).count();
+        let all = serde_json::to_value(verdict::Config::default()).expect("it can be written");
+        let all: usize = (all.as_object().expect("tables").values())
+            .filter_map(|table| table.as_object().map(serde_json::Map::len))
+            .sum();
+        assert_eq!(keys, all);
     }
 
     #[test]

@@ -22,11 +22,13 @@ use crate::resolve::{self, Program, Refusal};
 use crate::session::{Depth, PATIENCE, Session};
 use crate::target::whereabouts::Pods;
 use crate::target::{Inode, Pid, Process, TargetId};
+use crate::verdict;
 
 /// Targets and what they share.
 #[derive(Default)]
 pub struct Fleet {
     budget: Budget,
+    rules: verdict::Config,
     /// Dropped before the programs that their probes run.
     sessions: BTreeMap<TargetId, Session>,
     by_slot: HashMap<Slot, TargetId>,
@@ -95,6 +97,14 @@ impl Fleet {
         self.take_in(process, PATIENCE)
     }
 
+    /// Tunes the rules by which all targets are judged from now on.
+    pub fn judge_by(&mut self, rules: verdict::Config) {
+        for session in self.sessions.values_mut() {
+            session.judge_by(rules.clone());
+        }
+        self.rules = rules;
+    }
+
     /// The same for a process that was found already; its memory is looked at `tries` times until it is believed.
     ///
     /// # Errors
@@ -102,7 +112,8 @@ impl Fleet {
     pub fn take_in(&mut self, process: Process, tries: u32) -> anyhow::Result<TargetId> {
         let id = process.id;
         let programs = &mut self.programs;
-        let session = Session::of(process, tries, |executable| programs.resolve(executable))?;
+        let mut session = Session::of(process, tries, |executable| programs.resolve(executable))?;
+        session.judge_by(self.rules.clone());
         self.sessions.insert(id, session);
         Ok(id)
     }

@@ -12,7 +12,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
@@ -31,9 +31,10 @@ use crate::ledger::{Drift, Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
+use crate::target::room::Room;
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
-use crate::verdict::{Moment, Standings};
+use crate::verdict::{self, Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -50,6 +51,8 @@ pub struct Session {
     /// When the process started: CLOCK_MONOTONIC, nanoseconds.
     started_ns: u64,
     watch: Option<Watch>,
+    /// Its memory at the last census.
+    room: Room,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
     counted_ns: u64,
@@ -72,6 +75,9 @@ struct Watch {
 pub struct Look {
     census: Census,
     places: Option<Places>,
+    room: Room,
+    /// How long it took to see who could still be woken, when that was wanted.
+    reached: Option<Duration>,
 }
 
 /// How much a census looks at.
@@ -133,9 +139,15 @@ impl Session {
             standings: Standings::default(),
             started_ns,
             watch: None,
+            room: Room::default(),
             watched_since_ns: None,
             counted_ns: 0,
         })
+    }
+
+    /// Tunes the rules by which it is judged from now on.
+    pub fn judge_by(&mut self, rules: verdict::Config) {
+        self.standings.judge_by(rules);
     }
 
     /// The name that stays the same across restarts.
@@ -260,24 +272,34 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let places = if depth == Depth::Places || self.standings.wants_places() {
+        let reach = self.standings.wants_reach();
+        let began = Instant::now();
+        let places = if depth == Depth::Places || self.standings.wants_places() || reach {
             Some(Places::of(
                 &census.goroutines,
                 &self.memory,
                 &self.layout,
                 &self.wait_reasons,
                 &self.symbols,
+                reach,
             )?)
         } else {
             None
         };
+        let room = Room::of(self.process.id.pid);
         self.still_there()?;
-        Ok(Look { census, places })
+        Ok(Look {
+            census,
+            places,
+            room,
+            reached: reach.then(|| began.elapsed()),
+        })
     }
 
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
     pub fn book(&mut self, look: Look) -> Drift {
         let looked = look.places.is_some();
+        self.room = look.room;
         if let Some(places) = look.places {
             self.places = places;
         }
@@ -290,6 +312,7 @@ impl Session {
             symbols: &self.symbols,
             wait_reasons: &self.wait_reasons,
             places: looked.then_some(&self.places),
+            reached: look.reached,
             started_ns: self.started_ns,
             watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
             now_ns: look.census.finished_ns,
@@ -402,7 +425,8 @@ impl Session {
                     self.process.exe.to_string_lossy().into_owned(),
                     &self.program,
                 )
-                .at(&self.process.whereabouts),
+                .at(&self.process.whereabouts)
+                .with(self.room),
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,

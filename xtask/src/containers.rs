@@ -16,10 +16,12 @@ use serde_json::Value;
 
 use crate::daemon::{Daemon, in_state};
 use crate::oci::Image;
-use crate::{demo, go, tools};
+use crate::{demo, dist, go, tools};
 use engine::{Engine, Programs};
 
 pub mod engine;
+mod image;
+mod pods;
 
 /// Arguments of `cargo xtask containers`.
 #[derive(clap::Args)]
@@ -27,6 +29,9 @@ pub struct Arguments {
     /// The leaktrace to try; built for release when none is named
     #[arg(long, value_name = "FILE")]
     leaktrace: Option<PathBuf>,
+    /// Run the image of `cargo xtask dist` too, as the manifests say
+    #[arg(long)]
+    image: bool,
     /// Go release of the programs
     #[arg(long, default_value = "1.27.3")]
     go: String,
@@ -57,23 +62,34 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let program = build::build("handler-timeout", &toolchain, Variant::STRIPPED)?;
     let other = build::build("handler-timeout", &toolchain, Variant::DEFAULT)?;
     let programs = Programs::fetch(true)?;
+    let shipped = match arguments.image {
+        true => Some(dist::image(dist::Machine::Amd64)?),
+        false => None,
+    };
     let folder = tempfile::tempdir()?;
     let image = folder.path().join("leak.tar");
     write_image(&fs::read(&program)?, &image)?;
     let devices = Devices::mount(folder.path(), [&program, &other])?;
 
     let exe = format!("/{PROGRAM}");
-    let mut daemon = Daemon::start(&leaktrace, &["--exe", &exe])?;
+    let logs = folder.path().join("log");
+    let pod_logs = logs.to_str().context("a path of ours is text")?;
+    let watch = ["--exe", &exe, "--pod-logs", pod_logs];
+    let mut daemon = Daemon::start(&leaktrace, &watch)?;
     {
         let place = folder.path().join("containerd");
         fs::create_dir(&place)?;
         let engine = Engine::containerd(&programs, &place)?;
         with_containerd(&engine, &daemon, &image, &devices)?;
+        pods::run(&engine, &daemon, &logs)?;
     }
     let place = folder.path().join("docker");
     fs::create_dir(&place)?;
     let engine = Engine::dockerd(&programs, &place)?;
     with_docker(&engine, &daemon, &program, folder.path())?;
+    if let Some(archive) = &shipped {
+        image::run(&engine, archive)?;
+    }
     ensure!(daemon.is_alive(), "leaktrace has ended");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod accuracy;
+mod alerts;
 mod bench;
 mod build_ebpf;
 mod chaos;
@@ -12,11 +13,15 @@ mod churn;
 mod containers;
 mod daemon;
 mod dashboards;
+mod deb;
+mod deb_test;
 mod demo;
+mod dist;
 mod fixtures;
 mod fuzz;
 mod go;
 mod kept_daemon;
+mod manifests;
 mod oci;
 mod offsets;
 mod scrape;
@@ -36,6 +41,8 @@ enum Command {
     Test(test::Arguments),
     /// Try every known leak and many healthy programs, and write doc/accuracy.md
     Accuracy(accuracy::Arguments),
+    /// Record a real leak and its end for the tests of the alert rules
+    Alerts(alerts::Arguments),
     /// Write the Grafana dashboards of deploy/grafana
     Dashboards(dashboards::Arguments),
     /// Measure what being traced costs a program
@@ -46,6 +53,14 @@ enum Command {
     Chaos(chaos::Arguments),
     /// Trace Go programs in real containers, of containerd and of docker
     Containers(containers::Arguments),
+    /// Build the Debian package
+    Deb(deb::Arguments),
+    /// Install, use, upgrade and remove the Debian package under a real systemd
+    DebTest(deb_test::Arguments),
+    /// Build a static binary and a container image
+    Dist(dist::Arguments),
+    /// Check the Kubernetes manifests and the Helm chart
+    Manifests(manifests::Arguments),
     /// Build the eBPF objects that are checked in
     BuildEbpf(build_ebpf::BuildEbpf),
     /// Make the table of struct offsets from what Go toolchains compile
@@ -74,11 +89,16 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => done(demo::run(&arguments)),
         Command::Test(arguments) => done(test::run(&arguments)),
         Command::Accuracy(arguments) => done(accuracy::run(&arguments)),
+        Command::Alerts(arguments) => done(alerts::run(&arguments)),
         Command::Dashboards(arguments) => done(dashboards::run(&arguments)),
         Command::Bench(arguments) => done(bench::run(&arguments)),
         Command::Churn(arguments) => done(churn::run(&arguments)),
         Command::Chaos(arguments) => done(chaos::run(&arguments)),
         Command::Containers(arguments) => done(containers::run(&arguments)),
+        Command::Deb(arguments) => done(deb::run(&arguments)),
+        Command::DebTest(arguments) => done(deb_test::run(&arguments)),
+        Command::Dist(arguments) => done(dist::run(&arguments)),
+        Command::Manifests(arguments) => done(manifests::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),
         Command::Go(arguments) => done(go::run(&arguments)),

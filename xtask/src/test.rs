@@ -109,6 +109,9 @@ fn fetch(arguments: &Arguments, report: &mut Report) {
     if let Err(error) = tools::prometheus() {
         report.skip("the test with a real Prometheus", &format!("{error:#}"));
     }
+    if let Err(error) = tools::alerting() {
+        report.skip("the test with a real Alertmanager", &format!("{error:#}"));
+    }
     if let Err(error) = tools::upx() {
         report.skip("the test with the packer UPX", &format!("{error:#}"));
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
-    let config = read(arguments)?;
+    let config = read(arguments.config.as_deref())?;
     let (mut front, listener) = Front::open(arguments, &config)?;
     allow_many_files();
     privilege::keep_what_is_needed();
@@ -91,7 +92,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = hangup.recv() => {
                 service.reloading();
-                let again = read(arguments)
+                let again = read(arguments.config.as_deref())
                     .and_then(|config| Ok((front.change(arguments, &config, &server)?, config)));
                 match again {
                     Ok(((), config)) => {
@@ -127,10 +128,10 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
 }
 
 /// The configuration file, or the defaults without one.
-fn read(arguments: &Daemon) -> anyhow::Result<Config> {
+pub(super) fn read(path: Option<&Path>) -> anyhow::Result<Config> {
     /// Nobody writes this much by hand.
     const MOST_BYTES: u64 = 1 << 20;
-    let Some(path) = &arguments.config else {
+    let Some(path) = path else {
         return Ok(Config::default());
     };
     let mut text = String::new();
@@ -213,6 +214,7 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
             host: host_budget.unwrap_or(config.host_budget).0,
         },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
+        rules: config.rules,
     }
 }
 

@@ -12,4 +12,5 @@ pub mod top;
 
 mod front;
 mod output;
+mod progress;
 mod service;

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
+use super::progress::Progress;
 use crate::cli::{EventsLevel, Hearing, Record};
 use crate::config::Config;
 use crate::fleet::{Budget, Fleet};
@@ -30,7 +31,13 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let session = watched(Pid(arguments.pid), arguments.duration, arguments.hearing)?;
+    let rules = super::daemon::read(arguments.config.as_deref())?.rules;
+    let session = watched(
+        Pid(arguments.pid),
+        arguments.duration,
+        arguments.hearing,
+        rules,
+    )?;
     let report = session.report();
     output::write_report(&report, &arguments.output)?;
     Ok(exit_code(report.worst()))
@@ -45,7 +52,12 @@ pub(super) fn exit_code(worst: verdict::Level) -> ExitCode {
 }
 
 /// A process after it was watched for a while, or until Ctrl-C; the probes are off again.
-pub(super) fn watched(pid: Pid, duration: Duration, hearing: Hearing) -> anyhow::Result<Session> {
+pub(super) fn watched(
+    pid: Pid,
+    duration: Duration,
+    hearing: Hearing,
+    rules: verdict::Config,
+) -> anyhow::Result<Session> {
     let usual = Config::default();
     let level = level(hearing.events.unwrap_or(usual.events));
     let budget = Budget {
@@ -53,17 +65,23 @@ pub(super) fn watched(pid: Pid, duration: Duration, hearing: Hearing) -> anyhow:
         host: None,
     };
     let mut fleet = Fleet::new(level, budget);
+    fleet.judge_by(rules);
+    let progress = Progress::begin(format!("reading the executable of process {pid}"));
     let id = fleet.open(pid)?;
+    progress.next("putting the probes on");
     fleet.attach(id, level, Scope::Process)?;
     if let Some(probes) = fleet.session(id)?.probes() {
         tracing::info!(pid = pid.0, probes = probes.len(), "the probes are on");
     }
+    progress.next("counting what is alive");
     fleet.census(id, Depth::Counts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    let ended = runtime.block_on(watch(&mut fleet, id, duration));
+    progress.next_for(format!("watching process {pid}"), duration);
+    let ended = runtime.block_on(watch(&mut fleet, id, duration, &progress));
+    drop(progress);
     let session = fleet.let_go(id).context("nothing was watched")?;
     match ended? {
         Ended::Over => {}
@@ -90,7 +108,12 @@ enum Ended {
     TargetExited,
 }
 
-async fn watch(fleet: &mut Fleet, id: TargetId, duration: Duration) -> anyhow::Result<Ended> {
+async fn watch(
+    fleet: &mut Fleet,
+    id: TargetId,
+    duration: Duration,
+    progress: &Progress,
+) -> anyhow::Result<Ended> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let end = Instant::now() + duration;
@@ -115,6 +138,7 @@ async fn watch(fleet: &mut Fleet, id: TargetId, duration: Duration) -> anyhow::R
             }
             _ = drain.tick() => {
                 fleet.drain();
+                progress.reached(duration.saturating_sub(end.saturating_duration_since(Instant::now())));
             }
         }
     };

@@ -162,6 +162,30 @@ fn register_targets(
         .set(1);
     }
     register(registry, info)?;
+    let memory = gauge(
+        "leaktrace_target_memory_bytes",
+        "Memory that the target holds: its resident set.",
+        &["target"],
+    )?;
+    let limit = gauge(
+        "leaktrace_target_memory_limit_bytes",
+        "Memory that the target may hold: the lowest limit of its cgroups, else the machine's memory.",
+        &["target"],
+    )?;
+    for (target, report) in watched {
+        let facts = &report.target;
+        for (gauge, bytes) in [
+            (&memory, facts.memory_bytes),
+            (&limit, facts.memory_limit_bytes),
+        ] {
+            // What is not known is left out: it would look like a program without memory.
+            if bytes > 0 {
+                gauge.with_label_values(&[target]).set(signed(bytes));
+            }
+        }
+    }
+    register(registry, memory)?;
+    register(registry, limit)?;
 
     let drift = gauge(
         "leaktrace_census_drift",

@@ -213,7 +213,12 @@ fn write_lengths(out: &mut String, site: &SiteReport) -> fmt::Result {
             "  {} whose beginning and end were heard",
             lengths.count
         )?;
-        write_half_and_most(out, "lived", lengths)?;
+        let verb = if site.timer_kind.is_some() {
+            "were pending for"
+        } else {
+            "lived"
+        };
+        write_half_and_most(out, verb, lengths)?;
     }
     for blocked in &site.blocked_time {
         let lengths = &blocked.lengths;

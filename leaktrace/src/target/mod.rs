@@ -1,6 +1,7 @@
 //! Whom do we watch? One running process, named by pid *and* start time, because pids are used again.
 
 pub mod names;
+pub mod room;
 pub mod roster;
 pub mod scan;
 pub mod selection;

@@ -22,6 +22,8 @@ pub enum Subject {
 pub struct Evidence {
     /// What it makes.
     pub subject: Subject,
+    /// Whether its line is known: not that of timers that were armed before anybody listened.
+    pub attributed: bool,
     /// Alive now.
     pub count: u64,
     /// Births and ends heard of.
@@ -61,6 +63,10 @@ pub struct Tally {
     pub longest_still_late_ns: [u64; WAITS],
     /// How many that nothing can ever wake were born while we listened.
     pub certain_and_new: u64,
+    /// How many wait for what nothing else in the program refers to.
+    pub stranded: u64,
+    /// Timers that have been pending for long (`stalled.seconds`).
+    pub long_pending: u64,
     /// Age of the oldest, in nanoseconds.
     pub oldest_ns: u64,
     /// Timers that are due late (`timer-pile-up.far-seconds`).
@@ -178,6 +184,14 @@ impl Evidence {
     #[must_use]
     pub fn timers_wake_them(&self) -> bool {
         self.program.channel_timers.saturating_mul(10) >= self.count.saturating_mul(8)
+    }
+
+    /// Whether most timers with a channel were left behind: each has somebody who waits for it otherwise. From Go 1.23 on
+    /// only those that are waited for are in a heap.
+    #[must_use]
+    pub fn timers_are_abandoned(&self) -> bool {
+        let waited_for = self.program.channel_waiters.saturating_mul(2);
+        self.program.channel_timers > waited_for.saturating_add(10)
     }
 
     /// "12 goroutines", "1 timer".

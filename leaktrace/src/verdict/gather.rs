@@ -1,8 +1,11 @@
 //! Gathers the evidence of one moment from the books, for all sites at once.
 
+use std::time::Duration;
+
 use foldhash::{HashMap, HashMapExt};
 
 use super::evidence::{Around, Due, Evidence, Place, Subject, Tally};
+use super::reach::Reach;
 use super::span::{self, SPANS};
 use super::wait::Wait;
 use super::{Config, Usual};
@@ -20,6 +23,8 @@ pub struct Moment<'m> {
     pub wait_reasons: &'m [String],
     /// Where goroutines are and what they wait on, when this census looked.
     pub places: Option<&'m Places>,
+    /// How long it took to see who could still be woken, when this census looked.
+    pub reached: Option<Duration>,
     /// When the program started: CLOCK_MONOTONIC, nanoseconds.
     pub started_ns: u64,
     /// When the first census ended.
@@ -36,6 +41,7 @@ impl Moment<'_> {
         &self,
         config: &Config,
         places: &HashMap<SiteId, Place>,
+        reach: &Reach,
         also: impl Fn(SiteId) -> bool,
     ) -> Vec<(SiteId, Evidence)> {
         let waits: Vec<Wait> = (self.wait_reasons.iter())
@@ -45,7 +51,7 @@ impl Moment<'_> {
         let spans = SPANS.iter().filter(|span| **span <= watched_ns).count();
         let mut around = Around::default();
         let mut tallies: HashMap<SiteId, Tally> = HashMap::new();
-        for (_, live) in self.ledger.goroutines() {
+        for (goid, live) in self.ledger.goroutines() {
             let wait = wait_of(live.state, &waits);
             match wait {
                 Wait::Send | Wait::Receive | Wait::Select => around.channel_waiters += 1,
@@ -54,6 +60,10 @@ impl Moment<'_> {
             }
             let tally = tallies.entry(live.site).or_default();
             self.add_goroutine(tally, live, wait, spans, config);
+            let still_ns = self.now_ns.saturating_sub(live.still.since_ns());
+            if wait != Wait::Runs && still_ns >= config.stalled.seconds.saturating_mul(SECOND_NS) {
+                tally.stranded += u64::from(reach.is_stranded(goid));
+            }
         }
         for timer in self.ledger.timers() {
             match subject(&self.ledger.sites[timer.site]) {
@@ -80,6 +90,7 @@ impl Moment<'_> {
                 );
                 let evidence = Evidence {
                     subject,
+                    attributed: site.attributed,
                     count: site.live,
                     created: site.created,
                     ended: site.ended,
@@ -158,6 +169,9 @@ impl Moment<'_> {
         tally.oldest_ns = tally.oldest_ns.max(age_ns);
         let there_ns = self.now_ns.saturating_sub(timer.there_since_ns);
         tally.born.add(there_ns, spans);
+        if there_ns >= config.stalled.seconds.saturating_mul(SECOND_NS) {
+            tally.long_pending += 1;
+        }
         let due_ns = u64::try_from(timer.when_ns)
             .unwrap_or(0)
             .saturating_sub(self.now_ns);

@@ -11,6 +11,7 @@ mod gather;
 mod growing;
 mod looping;
 mod old_outlier;
+mod reach;
 mod remedy;
 mod span;
 mod stalled;

@@ -140,6 +140,7 @@ impl World {
         });
         Evidence {
             subject: self.subject,
+            attributed: true,
             count,
             created: 0,
             ended: 0,
@@ -461,6 +462,53 @@ fn timers_of_connections_are_well_while_more_come() {
     assert_eq!(world.worst(0, 600 * SECOND), Level::Ok);
     world.program.network_waiters = 20;
     assert!(world.leak(0, 600 * SECOND).is_some());
+}
+
+#[test]
+fn timers_that_nobody_waits_for_need_no_growth() {
+    let config = Config::default();
+    for (kind, rule) in [
+        (TimerKind::Ticker, "unstopped-ticker"),
+        (TimerKind::Timer, "timer-pile-up"),
+    ] {
+        let mut world = World::of_timers(kind, (0..100).map(|_| Life::stuck(SECOND)).collect());
+        world.program.channel_timers = 100;
+        world.program.channel_waiters = 3;
+        let judged = |world: &World, after: u64, attributed: bool| {
+            let now_ns = (1 + after) * SECOND;
+            let mut evidence = world.look(&mut History::default(), 0, now_ns, &config);
+            evidence.tally.long_pending = if after >= 30 { evidence.count } else { 0 };
+            evidence.attributed = attributed;
+            let (rule, opinion) = judge(&evidence, &config);
+            (rule, opinion.level)
+        };
+        assert!(judged(&world, 20, true).1 <= Level::Ok);
+        assert_eq!(judged(&world, 40, true), (rule, Level::Leak));
+        // Nobody can be told which line to mend.
+        assert_eq!(judged(&world, 40, false), (rule, Level::Suspect));
+        // A scheduler waits for each of them.
+        world.program.channel_waiters = 100;
+        assert!(judged(&world, 40, true).1 <= Level::Ok);
+    }
+}
+
+#[test]
+fn what_nobody_can_wake_is_a_leak_at_once() {
+    let config = Config::default();
+    let world = World::of(
+        Wait::Receive,
+        (0..20).map(|_| Life::stuck(SECOND)).collect(),
+    );
+    let mut evidence = world.look(&mut History::default(), 0, 40 * SECOND, &config);
+    assert!(judge(&evidence, &config).1.level <= Level::Ok);
+    for (stranded, level) in [(1, Level::Suspect), (9, Level::Suspect), (10, Level::Leak)] {
+        evidence.tally.stranded = stranded;
+        let (rule, opinion) = judge(&evidence, &config);
+        assert_eq!(
+            (rule, opinion.level, opinion.certain),
+            ("certain-block", level, true)
+        );
+    }
 }
 
 #[test]

@@ -25,12 +25,22 @@ impl Rule for TimerPileUp {
         else {
             return Opinion::OK;
         };
-        // Each timer with a channel has somebody who waits for it, or it was left behind (before Go 1.23; since then only
-        // those that are waited for are in a heap).
-        let program = &evidence.program;
-        let abandoned = kind == TimerKind::Timer
-            && program.channel_timers
-                > program.channel_waiters.saturating_mul(2).saturating_add(10);
+        let abandoned = kind == TimerKind::Timer && evidence.timers_are_abandoned();
+        if abandoned && evidence.tally.long_pending >= rule.crowd {
+            return Opinion::new(
+                if evidence.attributed {
+                    Level::Leak
+                } else {
+                    Level::Suspect
+                },
+                format!(
+                    "{} are pending, {} of them for at least {}, and hardly any is still waited for",
+                    evidence.things(evidence.count),
+                    evidence.tally.long_pending,
+                    duration(config.stalled.seconds),
+                ),
+            );
+        }
         let late = evidence.tally.due_late * 10 >= evidence.count * 8;
         let renewed =
             kind == TimerKind::AfterFunc && evidence.is_renewed_when_due(config.rise.least_strong);

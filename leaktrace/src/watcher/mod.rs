@@ -25,6 +25,7 @@ use crate::target::roster::{Entry, Roster, State};
 use crate::target::selection::{Patterns, Selection, Subject};
 use crate::target::whereabouts::{Pods, Whereabouts};
 use crate::target::{Inode, Pid, Process, TargetError, TargetId, scan};
+use crate::verdict;
 
 use board::{Board, Row};
 use labels::Labels;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub budget: Budget,
     /// Where the kubelet keeps logs.
     pub pod_logs: PathBuf,
+    /// What the rules are tuned by.
+    pub rules: verdict::Config,
 }
 
 /// How a target is watched.
@@ -126,7 +129,11 @@ impl Watcher {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            fleet: Fleet::new(settings.richest_level(), settings.budget),
+            fleet: {
+                let mut fleet = Fleet::new(settings.richest_level(), settings.budget);
+                fleet.judge_by(settings.rules.clone());
+                fleet
+            },
             lives: None,
             roster: Roster::default(),
             pods: Pods::at(&settings.pod_logs),
@@ -491,6 +498,7 @@ impl Watcher {
         if settings.budget != self.settings.budget {
             self.fleet.change_budget(settings.budget);
         }
+        self.fleet.judge_by(settings.rules.clone());
         self.settings = settings;
         let now = monotonic_ns();
         let mut unwanted = BTreeSet::new();

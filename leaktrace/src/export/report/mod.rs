@@ -12,6 +12,7 @@ use super::times::{ArmedLonger, Blocked, Lengths, LongWait, OldTimer};
 use crate::budget::Calibration;
 use crate::ledger::CallSite;
 use crate::resolve::Program;
+use crate::target::room::Room;
 use crate::target::whereabouts::Whereabouts;
 use crate::verdict::Level;
 
@@ -66,6 +67,10 @@ pub struct Target {
     pub namespace: String,
     /// Its systemd unit.
     pub unit: String,
+    /// Memory that it holds; 0 when not known, as in a core file.
+    pub memory_bytes: u64,
+    /// Memory that its cgroups, or the machine, let it have; 0 when not known.
+    pub memory_limit_bytes: u64,
 }
 
 impl Target {
@@ -84,6 +89,16 @@ impl Target {
             vcs_revision: build.vcs_revision.clone(),
             arch: program.arch.name(),
             ..Self::default()
+        }
+    }
+
+    /// The same with the memory that it holds and may.
+    #[must_use]
+    pub fn with(self, room: Room) -> Self {
+        Self {
+            memory_bytes: room.resident,
+            memory_limit_bytes: room.limit,
+            ..self
         }
     }
 
@@ -179,7 +194,7 @@ pub struct SiteReport {
     pub oldest_is_lower_bound: bool,
     /// Births heard of while tracing.
     pub created_total: u64,
-    /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
+    /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired and not armed again then.
     pub ended_total: u64,
     /// Whether the totals are in part estimates: only samples were heard for a while, to keep the budget.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -190,6 +205,9 @@ pub struct SiteReport {
     /// Timers armed again while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rearmed_total: Option<u64>,
+    /// The same of those alone that had fired before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renewed_total: Option<u64>,
     /// Pending timers stopped while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_total: Option<u64>,
