@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 use std::rc::{Rc, Weak};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -38,6 +39,8 @@ pub struct Fleet {
     /// Records that made no sense, and events of targets that are no longer there.
     undecodable: u64,
     late: u64,
+    /// Threads that take probes off.
+    closing: Vec<JoinHandle<()>>,
 }
 
 /// The loaded programs and the reading end of their ring.
@@ -59,6 +62,9 @@ pub struct Budget {
     /// All together; `None`: as much as each may.
     pub host: Option<Share>,
 }
+
+/// Threads that take probes off at one time; with more, the caller waits.
+const MOST_CLOSING: usize = 64;
 
 /// Records taken from the ring in one go, so that a storm cannot keep the caller from its other work.
 const DRAIN_RECORDS: usize = 1 << 20;
@@ -292,6 +298,31 @@ impl Fleet {
         }
         session.detach();
         Some(session)
+    }
+
+    /// The same for a process that has ended, or when all end: its probes are taken off meanwhile, because the kernel takes a
+    /// tenth of a second for each, and others have to be counted.
+    pub fn forget(&mut self, id: TargetId) {
+        let Some(mut session) = self.sessions.remove(&id) else {
+            return;
+        };
+        if let Some(slot) = session.slot() {
+            self.by_slot.remove(&slot);
+        }
+        self.closing.retain(|thread| !thread.is_finished());
+        if self.closing.len() < MOST_CLOSING {
+            self.closing.extend(session.detach_at_once());
+        } else {
+            session.detach();
+        }
+    }
+
+    /// Waits until all probes are off that were to be.
+    pub fn wait_for_probes(&mut self) {
+        for thread in std::mem::take(&mut self.closing) {
+            // It only closes what it was given.
+            let _ = thread.join();
+        }
     }
 
     /// Hits of probes in processes that are not traced, since the programs were loaded.

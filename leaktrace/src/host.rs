@@ -298,7 +298,8 @@ fn capabilities(facts: &Facts) -> Finding {
     let found = format!("effective: {}; lacking: {}", names(&held), names(&lacking));
     let admin = has(bits, CAP_SYS_ADMIN);
     // CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON (include/linux/capability.h).
-    if !admin && !(has(bits, CAP_BPF) && has(bits, CAP_PERFMON)) {
+    let loads = has(bits, CAP_BPF) && has(bits, CAP_PERFMON);
+    if !admin && !loads {
         return failed(name, found, AS_ROOT);
     }
     if !admin && facts.features.ring_buffer == Offer::There && facts.probe.is_err() {

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The modules follow that line. Everything between `resolve` and `export` is pure: no I/O, no clock
-//! (time is an argument); only `target`, `probe`, `event::ring`, `census::memory`, `export::server`,
+//! (time is an argument); only `target`, `probe`, `event::ring`, `census::memory`, `web`, `privilege`,
 //! `session`, `fleet`, `watcher` and `command` touch the world.
 
 // Arguments as typed.

@@ -21,6 +21,8 @@ fn main() -> ExitCode {
             EnvFilter::try_from_env("LEAKTRACE_LOG").unwrap_or_else(|_| default_level.into()),
         )
         .with_writer(io::stderr)
+        // A line that cannot be written is lost: to complain about it in the same place would be the end of us.
+        .log_internal_errors(false)
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
         .init();
     let outcome = match cli.command {

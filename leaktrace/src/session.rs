@@ -11,6 +11,7 @@ use std::fs::File;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
@@ -402,6 +403,12 @@ impl Session {
         if let Some(watch) = &mut self.watch {
             watch.attached.detach();
         }
+    }
+
+    /// The same without waiting for it; answers what to wait for in the end.
+    pub fn detach_at_once(&mut self) -> Vec<JoinHandle<()>> {
+        let watch = self.watch.as_mut();
+        watch.map_or_else(Vec::new, |watch| watch.attached.detach_at_once())
     }
 
     /// What was known when the last census ended.

@@ -1,6 +1,9 @@
 //! Probes for one process: the planned instructions, verified once more.
 
-use std::{cell::RefCell, fs, fs::File, num::NonZeroU32, os::unix::fs::FileExt as _, rc::Rc};
+use std::{
+    cell::RefCell, fs, fs::File, num::NonZeroU32, os::unix::fs::FileExt as _, rc::Rc,
+    thread::JoinHandle,
+};
 
 use leaktrace_common::{binary::BinaryConfig, event::Kind};
 
@@ -67,6 +70,13 @@ impl AttachedSet {
     pub fn detach(&mut self) {
         let mut family = self.family.borrow_mut();
         family.leave(self.slot, &self.processes);
+    }
+
+    /// The same without waiting for it; answers what to wait for in the end. Not to be followed by other probes on the same
+    /// process before Linux 5.15, where both would count.
+    pub fn detach_at_once(&mut self) -> Vec<JoinHandle<()>> {
+        let mut family = self.family.borrow_mut();
+        family.leave_at_once(self.slot, &self.processes)
     }
 }
 

@@ -16,7 +16,7 @@ use std::{
     num::NonZeroU32,
     os::fd::AsRawFd as _,
     rc::{Rc, Weak},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use aya::{
@@ -53,7 +53,7 @@ impl LinkSet {
     ///
     /// The kernel takes a breakpoint out at once, and then waits about 100 ms until no processor can still be in the
     /// program; closing all in a row would leave the last in the target for the better part of a second.
-    fn take_off(mut self, hottest: &[Kind]) {
+    fn take_off(mut self, hottest: &[Kind]) -> Option<JoinHandle<()>> {
         let heat = |point: &Point| {
             let place = hottest.iter().position(|kind| *kind == point.kind);
             place.unwrap_or(hottest.len())
@@ -67,9 +67,11 @@ impl LinkSet {
         links.sort_by_key(|(heat, _)| *heat);
         let closing = thread::Builder::new().name("take probes off".to_owned());
         // A thread that cannot be started drops what it was given, here and now.
-        if let Err(error) = closing.spawn(move || links.into_iter().for_each(drop)) {
+        let closing = closing.spawn(move || links.into_iter().for_each(drop));
+        if let Err(error) = &closing {
             tracing::debug!(%error, "probes are taken off without a thread");
         }
+        closing.ok()
     }
 }
 
@@ -130,6 +132,25 @@ impl Family {
         if self.members.is_empty() {
             self.shared = None;
         }
+    }
+
+    /// The same without waiting for it.
+    pub(super) fn leave_at_once(
+        &mut self,
+        slot: u16,
+        processes: &Processes,
+    ) -> Vec<JoinHandle<()>> {
+        let mut sets = Vec::new();
+        if let Some(index) = self.members.iter().position(|member| member.slot == slot) {
+            let member = self.members.swap_remove(index);
+            strike(processes, member.pid);
+            sets.extend(member.own);
+        }
+        if self.members.is_empty() {
+            sets.extend(self.shared.take());
+        }
+        let closing = sets.into_iter().map(|set| set.take_off(&[]));
+        closing.flatten().collect()
     }
 
     fn member(&mut self, slot: u16) -> Option<&mut Member> {

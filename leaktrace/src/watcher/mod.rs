@@ -391,7 +391,12 @@ impl Watcher {
         self.changed = true;
         let pid = entry.sighting.pid;
         if let Some(traced) = self.traced.remove(&pid) {
-            self.fleet.let_go(traced.id);
+            if scan::sight(pid).is_some() {
+                // Another program in the same process, which may get probes in a moment.
+                self.fleet.let_go(traced.id);
+            } else {
+                self.fleet.forget(traced.id);
+            }
             self.labels.give_back(&traced.label);
             if self.quota.allows(monotonic_ns()) {
                 tracing::info!(pid = pid.0, "{} has exited", traced.label);
@@ -530,8 +535,9 @@ impl Watcher {
     /// Lets everybody go.
     pub fn stop(&mut self) {
         for traced in std::mem::take(&mut self.traced).into_values() {
-            self.fleet.let_go(traced.id);
+            self.fleet.forget(traced.id);
         }
+        self.fleet.wait_for_probes();
     }
 }
 

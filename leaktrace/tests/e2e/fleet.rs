@@ -287,6 +287,78 @@ fn the_configuration_is_read_again_and_a_wrong_one_refused() {
 }
 
 #[test]
+fn options_beat_the_environment_which_beats_the_file() {
+    let arguments = ["-burst", "30", "-rate", "0"];
+    let Some(program) = needs::program("handler-timeout", "1.27.3", &arguments) else {
+        return;
+    };
+    let directory = tempfile::tempdir().expect("a folder");
+    let file = directory.path().join("leaktrace.toml");
+    let write = |last: u8, budget: &str| {
+        let text =
+            format!("listen = \"127.0.0.{last}:0\"\nbudget = \"{budget}\"\ninterval = \"500ms\"\n");
+        fs::write(&file, text).expect("ours");
+    };
+    write(2, "3%");
+    let pid = program.pid().to_string();
+    let start = |environment: Option<&str>, option: Option<&str>| {
+        let mut command = tool::leaktrace();
+        command
+            .args(["daemon", "--pid", &pid, "--config"])
+            .arg(&file);
+        command.envs(environment.map(|address| ("LEAKTRACE_LISTEN", address)));
+        command.args(option.iter().flat_map(|address| ["--listen", *address]));
+        Fleet::of(Tool::spawn(&mut command))
+    };
+    let all = start(Some("127.0.0.3:0"), Some("127.0.0.4:0"));
+    assert!(all.address.starts_with("127.0.0.4:"), "{}", all.address);
+    let two = start(Some("127.0.0.3:0"), None);
+    assert!(two.address.starts_with("127.0.0.3:"), "{}", two.address);
+    drop((all, two));
+
+    let mut daemon = start(None, None);
+    assert!(
+        daemon.address.starts_with("127.0.0.2:"),
+        "{}",
+        daemon.address
+    );
+    let budget = |daemon: &mut Fleet| {
+        series(
+            &daemon.get("/metrics"),
+            "leaktrace_budget_ratio",
+            &["target="],
+        )
+    };
+    tool::eventually("the file's budget", SOON, || {
+        budget(&mut daemon) == Some(0.03)
+    });
+    // Another address and another budget take effect; what was connected stays.
+    write(5, "2%");
+    daemon.tool.signal(Signal::SIGHUP);
+    let moved = address(&daemon.tool);
+    assert!(moved.starts_with("127.0.0.5:"), "{moved}");
+    tool::eventually("the new budget", SOON, || budget(&mut daemon) == Some(0.02));
+    assert!(
+        TcpStream::connect(&daemon.address).is_err(),
+        "nobody listens there any more"
+    );
+    daemon.connection = Connection::open(&moved).expect("the daemon listens");
+    assert_eq!(daemon.count(program.pid()), 30);
+    // An address that cannot be had changes nothing at all.
+    let line_with = |daemon: &Fleet, what: &str| loop {
+        let line = daemon.tool.error_line(SOON);
+        if line.contains(what) {
+            break line;
+        }
+    };
+    fs::write(&file, "listen = \"192.0.2.1:1\"\nbudget = \"4%\"\n").expect("ours");
+    daemon.tool.signal(Signal::SIGHUP);
+    let line = line_with(&daemon, "stays as it was");
+    assert!(line.contains("cannot listen on 192.0.2.1:1"), "{line}");
+    assert_eq!(budget(&mut daemon), Some(0.02));
+}
+
+#[test]
 fn a_thousand_slow_clients_keep_nobody_waiting() {
     const CLIENTS: usize = 1000;
     let Some(steady) = needs::program("handler-timeout", "1.27.3", &["-burst", "30", "-rate", "0"])

@@ -7,10 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 
-use super::world::World;
+use super::world::{RELEASES, World, own_copy};
 use crate::go;
 
 /// A kind of fault.
@@ -116,10 +115,11 @@ impl World {
             status.context("starting prlimit")?.success(),
             "there is no limit of memory"
         );
-        // New programs need memory.
-        for _ in 0..5 {
-            self.kill_one();
-            self.start_one()?;
+        // Files that it has not seen need memory.
+        let mut news = Vec::new();
+        for release in RELEASES {
+            let executable = own_copy("timers-mixed", &go::install(release)?)?;
+            news.push(Program::start(&executable, &[])?);
         }
         let end = Instant::now() + Duration::from_secs(3);
         while self.daemon.is_running() && Instant::now() < end {
@@ -135,7 +135,7 @@ impl World {
     fn ring_overflow(&mut self) -> Result<String> {
         let lost = "leaktrace_events_lost_total";
         let toolchain = go::install("1.27.3")?;
-        let storm = build::build("spawn-storm", &toolchain, Variant::DEFAULT)?;
+        let storm = own_copy("spawn-storm", &toolchain)?;
         let storm = Program::start(&storm, &["-report", "1h"])?;
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self
@@ -148,7 +148,7 @@ impl World {
         }
         let before = self.daemon.sum(lost)?;
         self.daemon.signal("STOP")?;
-        thread::sleep(Duration::from_secs(2));
+        thread::sleep(Duration::from_secs(5));
         self.daemon.signal("CONT")?;
         let deadline = Instant::now() + Duration::from_secs(20);
         let mut after = before;
@@ -186,7 +186,7 @@ impl World {
 
     fn hostile(&mut self) -> Result<String> {
         let toolchain = go::install("1.22.10")?;
-        let forger = build::build("forger", &toolchain, Variant::DEFAULT)?;
+        let forger = own_copy("forger", &toolchain)?;
         let forge = ["length", "pointer", "goroutines"][self.random.below(3)];
         let forger = Program::start(&forger, &["-forge", forge])?;
         let deadline = Instant::now() + Duration::from_secs(20);

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
+use leaktrace_fixtures::toolchain::Toolchain;
 
 use crate::go;
 use crate::kept_daemon::Daemon;
@@ -20,7 +21,7 @@ const PROGRAMS: usize = 20;
 const PATIENCE: Duration = Duration::from_secs(45);
 
 /// The releases that they are built with.
-const RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
+pub(super) const RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
 
 /// Some rest, some grow, and of some the goroutines come and go.
 const KINDS: [(&str, &[&str]); 4] = [
@@ -52,11 +53,11 @@ impl World {
         for release in RELEASES {
             let toolchain = go::install(release)?;
             for (name, arguments) in KINDS {
-                executables.push((build::build(name, &toolchain, Variant::DEFAULT)?, arguments));
+                executables.push((own_copy(name, &toolchain)?, arguments));
             }
         }
         // Without a budget, so that the probes hear all, and a storm can overrun the ring.
-        let ours = target_dir().join("fixtures/*/*").display().to_string();
+        let ours = target_dir().join("chaos/*/*").display().to_string();
         let options = [
             "--exe",
             &ours,
@@ -159,11 +160,16 @@ impl World {
     /// Something is left behind.
     pub fn end(mut self) -> Result<()> {
         self.daemon.signal("TERM")?;
-        let end = Instant::now() + Duration::from_secs(10);
+        let told = Instant::now();
         while self.daemon.is_running() {
-            ensure!(Instant::now() < end, "the daemon does not end");
+            // The kernel takes off one probe after another.
+            ensure!(told.elapsed() < 2 * PATIENCE, "the daemon does not end");
             thread::sleep(Duration::from_millis(20));
         }
+        println!(
+            "the daemon ended {:.1} s after it was told to",
+            told.elapsed().as_secs_f64()
+        );
         for program in &mut self.programs {
             program.ask("truth").context("a program was harmed")?;
         }
@@ -175,6 +181,18 @@ impl World {
         );
         Ok(())
     }
+}
+
+/// A fixture in a folder of its own, so that the daemon watches no others that run meanwhile.
+pub(super) fn own_copy(name: &str, toolchain: &Toolchain) -> Result<PathBuf> {
+    let built = build::build(name, toolchain, Variant::DEFAULT)?;
+    let folder = target_dir().join("chaos").join(toolchain.version());
+    fs::create_dir_all(&folder)?;
+    let copy = folder.join(name);
+    // One of an earlier run may still be running: it keeps its file.
+    let _ = fs::remove_file(&copy);
+    fs::copy(built, &copy)?;
+    Ok(copy)
 }
 
 /// Compares what a program counts with what the daemon does: equal when it rests, else between before and after.
