@@ -74,6 +74,7 @@ fn layout(offsets: &Offsets, wait_reason_count: u64) -> Layout {
     let at = |offset| RuntimeAddr(BASE + offset);
     let functions = FUNCTIONS.map(|(code, kind)| (RuntimeAddr(code), kind));
     Layout {
+        heap: None,
         semaphores: Some(SemaphoreTable {
             roots: RuntimeAddr(ECHO),
             stride: 64,

@@ -84,6 +84,9 @@ pub struct Record {
     #[command(flatten)]
     /// What is heard of it.
     pub hearing: Hearing,
+    /// Take what tunes the rules (`[rules]`) from this file, as the daemon does.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,
@@ -129,6 +132,13 @@ pub struct Daemon {
     /// Address to serve on; port 0 takes a free one, which the log tells. [default: 127.0.0.1:9779]
     #[arg(long, value_name = "ADDRESS", env = "LEAKTRACE_LISTEN")]
     pub listen: Option<SocketAddr>,
+    /// File that asks clients for a password, a certificate or TLS, in the format of Prometheus' exporters (web
+    /// configuration file); read again when it or a file that it names changes.
+    #[arg(long, value_name = "FILE", env = "LEAKTRACE_WEB_CONFIG_FILE")]
+    pub web_config_file: Option<PathBuf>,
+    /// Who is shown stacks and paths of executables. [default: auto]
+    #[arg(long, value_name = "WHO", env = "LEAKTRACE_DETAILS")]
+    pub details: Option<Details>,
     /// Folder in which the kubelet keeps logs. [default: /var/log]
     #[arg(long, value_name = "DIR", env = "LEAKTRACE_POD_LOGS")]
     pub pod_logs: Option<PathBuf>,
@@ -333,6 +343,17 @@ pub enum EventsLevel {
     Full,
     /// Nothing: only count what is alive.
     None,
+}
+
+/// Who is shown stacks and paths of executables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Details {
+    /// Who asks from this machine by its address or as localhost, and who has shown a password or a certificate.
+    Auto,
+    /// Everybody who reaches the daemon.
+    Always,
+    /// Nobody.
+    Never,
 }
 
 /// What a program may lose.

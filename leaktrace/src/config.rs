@@ -8,8 +8,9 @@ use glob::Pattern;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::budget::Share;
-use crate::cli::{Allowed, EventsLevel, budget, duration};
+use crate::cli::{Allowed, Details, EventsLevel, budget, duration};
 use crate::target::selection::Patterns;
+use crate::verdict;
 
 /// The file with all keys at their defaults, each explained: what `leaktrace generate config` prints.
 pub const TEMPLATE: &str = include_str!("config.toml");
@@ -20,6 +21,11 @@ pub const TEMPLATE: &str = include_str!("config.toml");
 pub struct Config {
     /// Address to serve on.
     pub listen: SocketAddr,
+    /// Where it is said who may ask; "" for no such file.
+    pub web_config_file: PathBuf,
+    /// Who is shown stacks and paths.
+    #[serde(deserialize_with = "details")]
+    pub details: Details,
     /// Time between two counts of one target.
     #[serde(deserialize_with = "time")]
     pub interval: Duration,
@@ -40,12 +46,16 @@ pub struct Config {
     pub exclude: Names,
     /// Targets that are watched in another way.
     pub target: Vec<Special>,
+    /// What the rules are tuned by.
+    pub rules: verdict::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 9779)),
+            web_config_file: PathBuf::new(),
+            details: Details::Auto,
             interval: Duration::from_secs(5),
             events: EventsLevel::Auto,
             budget: Allowed(Some(Share::DEFAULT)),
@@ -54,6 +64,7 @@ impl Default for Config {
             watch: Names::default(),
             exclude: Names::default(),
             target: Vec::new(),
+            rules: verdict::Config::default(),
         }
     }
 }
@@ -167,6 +178,12 @@ fn events<'de, D: Deserializer<'de>>(from: D) -> Result<EventsLevel, D::Error> {
         .map_err(|_| D::Error::custom(format!("\"{text}\" is not auto, lifecycle, full or none")))
 }
 
+fn details<'de, D: Deserializer<'de>>(from: D) -> Result<Details, D::Error> {
+    let text = String::deserialize(from)?;
+    clap::ValueEnum::from_str(&text, false)
+        .map_err(|_| D::Error::custom(format!("\"{text}\" is not auto, always or never")))
+}
+
 fn other_events<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EventsLevel>, D::Error> {
     events(from).map(Some)
 }
@@ -202,7 +219,9 @@ mod tests {
             text.lines().filter_map(key).collect()
         };
         let shown = keys(TEMPLATE);
+        // The rules' thresholds have a test of their own.
         let debug = format!("{:?}", Config::default());
+        let (debug, _) = debug.split_once("rules:").expect("it has rules");
         for word in debug.split([' ', '{', '}', '[', ']']) {
             if let Some(field) = word.strip_suffix(':')
                 && !["watch", "exclude", "target"].contains(&field)
@@ -210,6 +229,25 @@ mod tests {
                 assert!(shown.contains(field), "{field} is not in the template");
             }
         }
+    }
+
+    #[test]
+    fn the_template_has_every_threshold_in_a_comment() {
+        let (_, rules) = TEMPLATE
+            .split_once("# [rules.rise]")
+            .expect("there are rules");
+        let text: String = format!("# [rules.rise]{rules}")
+            .lines()
+            .map(|line| format!("{}\n", line.trim_start_matches("# ")).replace("# ", ""))
+            .filter(|line| line.contains(" = ") || line.starts_with('['))
+            .collect();
+        assert_eq!(parse(&text), Ok(Config::default()));
+        let keys = text.lines().filter(|line| line.contains(" = ")).count();
+        let all = serde_json::to_value(verdict::Config::default()).expect("it can be written");
+        let all: usize = (all.as_object().expect("tables").values())
+            .filter_map(|table| table.as_object().map(serde_json::Map::len))
+            .sum();
+        assert_eq!(keys, all);
     }
 
     #[test]
@@ -250,6 +288,10 @@ mod tests {
             (
                 "events = \"all\"",
                 "line 1: \"all\" is not auto, lifecycle, full or none",
+            ),
+            (
+                "details = \"all\"",
+                "line 1: \"all\" is not auto, always or never",
             ),
             ("[watch]\nexe = [\"[\"]", "line 2: \"[\": "),
             (

@@ -21,11 +21,13 @@ use crate::resolve::{self, Program, Refusal};
 use crate::session::{Depth, PATIENCE, Session};
 use crate::target::whereabouts::Pods;
 use crate::target::{Inode, Pid, Process, TargetId};
+use crate::verdict;
 
 /// Targets and what they share.
 #[derive(Default)]
 pub struct Fleet {
     budget: Budget,
+    rules: verdict::Config,
     /// Dropped before the programs that their probes run.
     sessions: BTreeMap<TargetId, Session>,
     by_slot: HashMap<Slot, TargetId>,
@@ -89,6 +91,14 @@ impl Fleet {
         self.take_in(process, PATIENCE)
     }
 
+    /// Tunes the rules by which all targets are judged from now on.
+    pub fn judge_by(&mut self, rules: verdict::Config) {
+        for session in self.sessions.values_mut() {
+            session.judge_by(rules.clone());
+        }
+        self.rules = rules;
+    }
+
     /// The same for a process that was found already; its memory is looked at `tries` times until it is believed.
     ///
     /// # Errors
@@ -96,7 +106,8 @@ impl Fleet {
     pub fn take_in(&mut self, process: Process, tries: u32) -> anyhow::Result<TargetId> {
         let id = process.id;
         let programs = &mut self.programs;
-        let session = Session::of(process, tries, |executable| programs.resolve(executable))?;
+        let mut session = Session::of(process, tries, |executable| programs.resolve(executable))?;
+        session.judge_by(self.rules.clone());
         self.sessions.insert(id, session);
         Ok(id)
     }
@@ -154,6 +165,21 @@ impl Fleet {
             }
         }
         Ok(())
+    }
+
+    /// From now on targets may lose so much. Where there was no budget or is none any more, that is so for those that are taken
+    /// in later.
+    pub fn change_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+        if let Some(tracer) = &mut self.tracer {
+            // What all may lose is divided in the next step.
+            tracer.divided_ns = 0;
+        }
+        if let Some(share) = budget.target {
+            for session in self.sessions.values_mut() {
+                session.set_share(share);
+            }
+        }
     }
 
     /// Books what the probes cost, and puts them on and takes them off as the budget wants it.
@@ -234,10 +260,13 @@ impl Fleet {
         let waits = (self.tracer.as_ref())
             .map(|tracer| session.waits(&look, &tracer.probes))
             .unwrap_or_default();
+        if let Some(tracer) = &self.tracer {
+            session.note_losses(&tracer.probes, self.undecodable);
+        }
         let drift = session.book(look);
         session.note_waits(waits);
         if let Some(tracer) = &self.tracer {
-            session.note_counters(&tracer.probes, self.undecodable);
+            session.note_counters(&tracer.probes);
         }
         Ok(drift)
     }

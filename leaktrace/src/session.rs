@@ -11,7 +11,7 @@ use std::fs::File;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
@@ -33,7 +33,7 @@ use crate::resolve::{self, Program, Refusal};
 use crate::target::room::Room;
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
-use crate::verdict::{Moment, Standings};
+use crate::verdict::{self, Moment, Standings};
 
 /// Everything about one running target.
 pub struct Session {
@@ -64,6 +64,8 @@ struct Watch {
     hits: [u64; Kind::COUNT as usize],
     lost: [u64; Loss::COUNT as usize],
     undecodable: u64,
+    /// When it was last looked whether events were lost.
+    lost_read_ns: u64,
     cost: governed::Cost,
     blocked: Vec<BlockedTime>,
 }
@@ -73,6 +75,8 @@ pub struct Look {
     census: Census,
     places: Option<Places>,
     room: Room,
+    /// How long it took to see who could still be woken, when that was wanted.
+    reached: Option<Duration>,
 }
 
 /// How much a census looks at.
@@ -140,6 +144,11 @@ impl Session {
         })
     }
 
+    /// Tunes the rules by which it is judged from now on.
+    pub fn judge_by(&mut self, rules: verdict::Config) {
+        self.standings.judge_by(rules);
+    }
+
     /// The name that stays the same across restarts.
     #[must_use]
     pub fn name(&self) -> String {
@@ -192,6 +201,7 @@ impl Session {
             hits: Default::default(),
             lost: Default::default(),
             undecodable: 0,
+            lost_read_ns: now_ns,
             cost: governed::Cost::new(terms, level, &plan.points, &self.process, now_ns),
             blocked: Vec::new(),
         });
@@ -261,13 +271,16 @@ impl Session {
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let places = if depth == Depth::Places || self.standings.wants_places() {
+        let reach = self.standings.wants_reach();
+        let began = Instant::now();
+        let places = if depth == Depth::Places || self.standings.wants_places() || reach {
             Some(Places::of(
                 &census.goroutines,
                 &self.memory,
                 &self.layout,
                 &self.wait_reasons,
                 &self.symbols,
+                reach,
             )?)
         } else {
             None
@@ -278,6 +291,7 @@ impl Session {
             census,
             places,
             room,
+            reached: reach.then(|| began.elapsed()),
         })
     }
 
@@ -297,6 +311,7 @@ impl Session {
             symbols: &self.symbols,
             wait_reasons: &self.wait_reasons,
             places: looked.then_some(&self.places),
+            reached: look.reached,
             started_ns: self.started_ns,
             watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
             now_ns: look.census.finished_ns,
@@ -313,12 +328,28 @@ impl Session {
         Ok(self.book(look))
     }
 
-    /// Notes what the probes have counted, for the next report. `undecodable` is of the ring that all targets share.
-    pub fn note_counters(&mut self, probes: &Probes, undecodable: u64) {
+    /// Tells the books when events were lost since the last call; `undecodable` is of the ring that all targets share.
+    /// Every event from before must have been applied.
+    pub fn note_losses(&mut self, probes: &Probes, undecodable: u64) {
+        let Some(watch) = &mut self.watch else {
+            return;
+        };
+        let now_ns = monotonic_ns();
+        let lost = probes.lost(&watch.attached);
+        let grown = (Loss::ALL.into_iter().zip(lost))
+            .zip(watch.lost)
+            .any(|((cause, now), before)| is_of_events(cause) && now > before);
+        if grown || undecodable > watch.undecodable {
+            self.ledger.missed(watch.lost_read_ns);
+        }
+        (watch.lost, watch.undecodable) = (lost, undecodable);
+        watch.lost_read_ns = now_ns;
+    }
+
+    /// Notes what the probes have counted, for the next report.
+    pub fn note_counters(&mut self, probes: &Probes) {
         if let Some(watch) = &mut self.watch {
             watch.hits = probes.hits(&watch.attached);
-            watch.lost = probes.lost(&watch.attached);
-            watch.undecodable = undecodable;
             watch.cost.counted = watch.cost.moment(&self.process, self.counted_ns);
             if watch.cost.was_full() {
                 watch.blocked = probes.blocked_times(&watch.attached);
@@ -553,6 +584,14 @@ pub fn kind_name(kind: Kind) -> &'static str {
         Kind::Stopped => "stopped",
         Kind::Rearmed => "rearmed",
         Kind::Fired => "fired",
+    }
+}
+
+/// Whether something that happened is not heard of, or not what it was.
+fn is_of_events(cause: Loss) -> bool {
+    match cause {
+        Loss::RingFull | Loss::ReadFault | Loss::UnknownSlot | Loss::OverBudget => true,
+        Loss::StacksFull | Loss::WaitsFull => false,
     }
 }
 

@@ -429,6 +429,16 @@ impl Apt {
     }
 }
 
+/// Installs packages unless the program that is wanted of them is there.
+pub fn need(program: &str, packages: &[&str]) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders = std::env::split_paths(&path);
+    match folders.any(|folder| folder.join(program).is_file()) {
+        true => Ok(()),
+        false => install(packages),
+    }
+}
+
 /// Installs packages of this machine's own Debian.
 pub fn install(packages: &[&str]) -> Result<()> {
     eprintln!("installing {} (once)", packages.join(", "));

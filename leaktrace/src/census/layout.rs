@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use crate::address::{LoadBias, RuntimeAddr};
 use crate::census::TimerKind;
+use crate::resolve::heap::HeapOffsets;
 use crate::resolve::offsets::Offsets;
 use crate::resolve::{Arch, Program};
 
@@ -22,12 +23,25 @@ pub struct Layout {
     pub wait_reason_count: u64,
     /// `runtime.semtable`, if it is known where that is.
     pub semaphores: Option<SemaphoreTable>,
+    /// The heap, if the binary tells where it is.
+    pub heap: Option<HeapLayout>,
     /// Offsets of the fields.
     pub offsets: Offsets,
     /// What the functions that timers run mean.
     pub timer_functions: TimerFunctions,
     /// What every Go program has, whatever its release.
     pub anchors: Anchors,
+}
+
+/// Where pointers are to be followed.
+#[derive(Clone, Debug)]
+pub struct HeapLayout {
+    /// `runtime.mheap_`.
+    pub mheap: RuntimeAddr,
+    /// Offsets of its fields and of those of its spans.
+    pub offsets: HeapOffsets,
+    /// The program's variables with pointers in them.
+    pub variables: [Range<RuntimeAddr>; 2],
 }
 
 /// The roots of the trees of goroutines that wait for semaphores.
@@ -109,6 +123,12 @@ impl Layout {
                     Arch::Amd64 => 64,
                     Arch::Arm64 => 128,
                 },
+            }),
+            heap: program.heap.as_ref().map(|heap| HeapLayout {
+                mheap: bias.to_runtime(heap.mheap),
+                offsets: heap.offsets,
+                variables: (heap.variables.clone())
+                    .map(|part| bias.to_runtime(part.start)..bias.to_runtime(part.end)),
             }),
             offsets: program.offsets.clone(),
             timer_functions: TimerFunctions(timer_functions),

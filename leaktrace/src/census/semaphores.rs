@@ -239,6 +239,7 @@ mod tests {
                     (SUDOGS, vec![0; 1 << 16]),
                 ])),
                 layout: Layout {
+                    heap: None,
                     allglen: nowhere,
                     allgptr: nowhere,
                     allp: nowhere,

@@ -281,6 +281,7 @@ mod tests {
             .pop()
             .expect("a release");
         let layout = Layout {
+            heap: None,
             allglen: RuntimeAddr(0),
             allgptr: RuntimeAddr(0),
             allp: RuntimeAddr(0),

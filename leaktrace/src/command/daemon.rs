@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,17 +13,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::front::Front;
 use super::record::{DRAIN_EVERY, level};
+use super::service::Service;
 use crate::cli::{Daemon, Watching, Whom};
 use crate::config::{self, Config};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
 use crate::fleet::Budget;
+use crate::privilege;
 use crate::target::Pid;
 use crate::target::selection::{Patterns, Selection};
 use crate::watcher::{Manner, Settings, Watcher};
+use crate::web::Server;
 
 /// How often what is shown is renewed.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether the files of TLS and passwords have changed.
+const LOOK_AT_FILES_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs until SIGINT or SIGTERM.
 ///
@@ -41,10 +49,10 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
-    let config = read(arguments)?;
-    let listener = server::bind(arguments.listen.unwrap_or(config.listen)).await?;
-    let address = listener.local_addr().context("the socket has no address")?;
+    let config = read(arguments.config.as_deref())?;
+    let (mut front, listener) = Front::open(arguments, &config)?;
     allow_many_files();
+    privilege::keep_what_is_needed();
 
     let settings = wanted(arguments, config);
     let selection = &settings.selection;
@@ -62,30 +70,47 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
 
     let (publish, board) = watch::channel(Arc::new(watcher.board()));
     let (questions, mut asked) = mpsc::channel(MOST_QUESTIONS);
-    tokio::spawn(server::serve(listener, Source { board, questions }));
-    tracing::info!("listening on http://{address}");
+    let source = Source { board, questions };
+    let address = listener.local_addr().context("the socket has no address")?;
+    let server = Server::start(listener, source, front.policy.clone(), || {
+        // It opens no file, and talks to clients.
+        privilege::give_up_all();
+    })?;
+    front.say_where(address);
+    let mut service = Service::find();
+    service.ready();
 
     let (mut changed, mut published) = (false, Instant::now());
     let mut tick = interval(DRAIN_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut look = interval(LOOK_AT_FILES_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => match read(arguments) {
-                Ok(config) => {
-                    watcher.change(wanted(arguments, config));
-                    tracing::info!("the configuration was read again");
+            _ = hangup.recv() => {
+                service.reloading();
+                let again = read(arguments.config.as_deref())
+                    .and_then(|config| Ok((front.change(arguments, &config, &server)?, config)));
+                match again {
+                    Ok(((), config)) => {
+                        watcher.change(wanted(arguments, config));
+                        tracing::info!("the configuration was read again");
+                    }
+                    Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
                 }
-                Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
-            },
+                service.ready();
+            }
+            _ = look.tick() => front.look(&server),
             _ = tick.tick() => {
                 changed |= watcher.step();
                 if changed && published.elapsed() >= PUBLISH_EVERY {
                     publish.send_replace(Arc::new(watcher.board()));
                     (changed, published) = (false, Instant::now());
                 }
+                service.turn(&publish.borrow());
             }
             Some(question) = asked.recv() => {
                 let server::Ask { pid, reply } = question;
@@ -96,16 +121,17 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             }
         }
     }
+    service.stopping();
     watcher.stop();
     tracing::info!("stopped");
     Ok(())
 }
 
 /// The configuration file, or the defaults without one.
-fn read(arguments: &Daemon) -> anyhow::Result<Config> {
+pub(super) fn read(path: Option<&Path>) -> anyhow::Result<Config> {
     /// Nobody writes this much by hand.
     const MOST_BYTES: u64 = 1 << 20;
-    let Some(path) = &arguments.config else {
+    let Some(path) = path else {
         return Ok(Config::default());
     };
     let mut text = String::new();
@@ -188,6 +214,7 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
             host: host_budget.unwrap_or(config.host_budget).0,
         },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
+        rules: config.rules,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::cli::Explain;
 use crate::export::explain::{self, Explanation};
 use crate::export::report::SiteReport;
 use crate::target::Pid;
+use crate::verdict;
 use crate::verdict::Level;
 
 /// Watches, answers, and says by the exit code whether what was asked for is a leak.
@@ -17,7 +18,12 @@ use crate::verdict::Level;
 /// # Errors
 /// When the process cannot be watched, no call site has such a name, or the answer cannot be written.
 pub fn run(arguments: &Explain) -> anyhow::Result<ExitCode> {
-    let session = watched(Pid(arguments.pid), arguments.duration, arguments.hearing)?;
+    let session = watched(
+        Pid(arguments.pid),
+        arguments.duration,
+        arguments.hearing,
+        verdict::Config::default(),
+    )?;
     let report = session.report();
     let chosen: Vec<&SiteReport> = match &arguments.site {
         Some(name) => (report.sites.iter())

@@ -31,7 +31,13 @@ pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
 /// # Errors
 /// When the process cannot be watched, or the answer not written.
 pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
-    let session = watched(Pid(arguments.pid), arguments.duration, arguments.hearing)?;
+    let rules = super::daemon::read(arguments.config.as_deref())?.rules;
+    let session = watched(
+        Pid(arguments.pid),
+        arguments.duration,
+        arguments.hearing,
+        rules,
+    )?;
     let report = session.report();
     output::write_report(&report, &arguments.output)?;
     Ok(exit_code(report.worst()))
@@ -46,7 +52,12 @@ pub(super) fn exit_code(worst: verdict::Level) -> ExitCode {
 }
 
 /// A process after it was watched for a while, or until Ctrl-C; the probes are off again.
-pub(super) fn watched(pid: Pid, duration: Duration, hearing: Hearing) -> anyhow::Result<Session> {
+pub(super) fn watched(
+    pid: Pid,
+    duration: Duration,
+    hearing: Hearing,
+    rules: verdict::Config,
+) -> anyhow::Result<Session> {
     let usual = Config::default();
     let level = level(hearing.events.unwrap_or(usual.events));
     let budget = Budget {
@@ -54,6 +65,7 @@ pub(super) fn watched(pid: Pid, duration: Duration, hearing: Hearing) -> anyhow:
         host: None,
     };
     let mut fleet = Fleet::new(level, budget);
+    fleet.judge_by(rules);
     let progress = Progress::begin(format!("reading the executable of process {pid}"));
     let id = fleet.open(pid)?;
     progress.next("putting the probes on");

@@ -73,9 +73,10 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     let mut ledger = Ledger::default();
     ledger.reconcile(&census, &symbols);
     let goroutines = &census.goroutines;
-    let places = Places::of(goroutines, &memory, &layout, &wait_reasons, &symbols)?;
+    let places = Places::of(goroutines, &memory, &layout, &wait_reasons, &symbols, false)?;
     let mut standings = Standings::default();
     standings.judge(&Moment {
+        reached: None,
         ledger: &ledger,
         symbols: &symbols,
         wait_reasons: &wait_reasons,

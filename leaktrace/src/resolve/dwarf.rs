@@ -12,6 +12,7 @@ use flate2::read::ZlibDecoder;
 use gimli::{Abbreviations, EndianSlice, LittleEndian};
 
 use super::elf::{Elf, half_at, word_at};
+use super::heap::HeapOffsets;
 use super::offsets::Offsets;
 use crate::address::FileOffset;
 
@@ -35,10 +36,18 @@ const MAX_INFO_BYTES: u64 = 512 << 20;
 
 /// No structure of the runtime is this large (`runtime.p`, the largest, has 16 KB). Who reads a structure relies on it.
 const MAX_OFFSET: u64 = 1 << 16;
+/// But for `runtime.mheap`, of which one field is read by itself.
+const MAX_HEAP_OFFSET: u64 = 1 << 24;
 
 /// Reads the offsets; `None` when the binary has no debug information, or not enough of it.
 #[must_use]
 pub fn offsets(elf: &Elf<'_>) -> Option<Offsets> {
+    read(elf).map(|(offsets, _)| offsets)
+}
+
+/// The same, and those of the heap, if they are there.
+#[must_use]
+pub fn read(elf: &Elf<'_>) -> Option<(Offsets, Option<HeapOffsets>)> {
     let abbreviations = read_all(elf, "abbrev", MAX_ABBREV_BYTES)?;
     let strings = read_all(elf, "str", MAX_STRING_BYTES).unwrap_or_default();
     let mut wanted = Wanted::new();
@@ -51,7 +60,9 @@ pub fn offsets(elf: &Elf<'_>) -> Option<Offsets> {
             break;
         }
     }
-    Offsets::collect(|name| wanted.found.get(name).copied()).ok()
+    let lookup = |name: &str| wanted.found.get(name).copied();
+    let offsets = Offsets::collect(lookup).ok()?;
+    Some((offsets, HeapOffsets::collect(lookup)))
 }
 
 /// The members looked for, and those found.
@@ -73,6 +84,7 @@ impl Wanted {
             .iter()
             .flat_map(|names| names.iter())
             .flat_map(|name| name.split('+'))
+            .chain(HeapOffsets::NAMES)
             .collect();
         Self {
             structures: members
@@ -145,7 +157,13 @@ impl Wanted {
                     let offset = entry.attr_value(gimli::DW_AT_data_member_location);
                     let offset = offset
                         .and_then(|value| value.udata_value())
-                        .filter(|offset| *offset < MAX_OFFSET);
+                        .filter(|offset| {
+                            *offset
+                                < match short {
+                                    "mheap" => MAX_HEAP_OFFSET,
+                                    _ => MAX_OFFSET,
+                                }
+                        });
                     let known = self.members.get(format!("{short}.{member}").as_str());
                     if let (Some(known), Some(offset)) = (known, offset) {
                         self.found.insert(known, u32::try_from(offset).ok()?);

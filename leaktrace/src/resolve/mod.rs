@@ -29,6 +29,7 @@ pub mod decode;
 pub mod dwarf;
 pub mod elf;
 pub mod globals;
+pub mod heap;
 pub mod moduledata;
 pub mod offsets;
 pub mod pclntab;
@@ -75,8 +76,12 @@ pub fn resolve_running(file: &dyn ReadAt) -> Result<Program, Refusal> {
     let build = buildinfo::read(&elf)?;
     let release = check_release(&build)?;
     let version = || build.go.text.clone();
-    let (mut offsets, from_table) = match (dwarf::offsets(&elf), release) {
-        (Some(offsets), _) => (offsets, None),
+    let mut heap_offsets = None;
+    let (mut offsets, from_table) = match (dwarf::read(&elf), release) {
+        (Some((offsets, heap)), _) => {
+            heap_offsets = heap;
+            (offsets, None)
+        }
         (None, ReleaseKnown::No) => return Err(Refusal::GoTooNew { version: version() }),
         (None, ReleaseKnown::Yes) => {
             let found = offsets::release(&build.go).map_err(|reason| Refusal::NoOffsets {
@@ -122,6 +127,7 @@ pub fn resolve_running(file: &dyn ReadAt) -> Result<Program, Refusal> {
         },
         globals,
         globals_source,
+        heap: heap_offsets.and_then(|offsets| heap::find(&elf, offsets)),
         sites,
     })
 }
@@ -335,6 +341,8 @@ pub struct Program {
     pub globals: Globals,
     /// Where `globals` came from.
     pub globals_source: GlobalsSource,
+    /// Where its heap is, if the binary tells.
+    pub heap: Option<heap::HeapPlace>,
     /// For each kind of event, where to probe it, or why it cannot be.
     pub sites: Vec<SiteChoice>,
 }

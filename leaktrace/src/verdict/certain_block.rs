@@ -3,8 +3,28 @@
 use super::{Config, Evidence, Level, Opinion, Rule, Wait};
 
 /// A send to or a receive from a nil channel, and a select without cases, block for ever (The Go Programming Language
-/// Specification, "Channel types" and "Select statements").
+/// Specification, "Channel types" and "Select statements"). So does whoever waits for something that nothing else in the
+/// program refers to (`census::reach`).
 pub(super) struct CertainBlock;
+
+impl CertainBlock {
+    fn nobody_else(evidence: &Evidence, config: &Config, stranded: u64) -> String {
+        let (has, what, them) = match stranded {
+            1 => ("has", "waits", "it"),
+            _ => ("have", "wait", "them"),
+        };
+        let waiting = evidence
+            .still_wait()
+            .map_or("waiting", |(wait, _)| wait.words());
+        format!(
+            "{stranded} of {} {has} been {waiting} for at least {}, and nothing else in the program refers to what {} {what} for: \
+             nobody can wake {them}",
+            evidence.things(evidence.count),
+            super::duration(config.stalled.seconds),
+            if stranded == 1 { "it" } else { "they" },
+        )
+    }
+}
 
 impl Rule for CertainBlock {
     fn name(&self) -> &'static str {
@@ -38,6 +58,20 @@ impl Rule for CertainBlock {
             _ if new > 1 => Level::Suspect,
             _ => Level::Ok,
         };
+        // A program may leave one behind on purpose; a crowd is no purpose.
+        let stranded = evidence.tally.stranded;
+        let on_nothing = match stranded {
+            0 => Level::Ok,
+            many if many >= config.certain_block.stranded => Level::Leak,
+            _ => Level::Suspect,
+        };
+        if on_nothing > on_nil.max(in_select) {
+            return Opinion {
+                level: on_nothing,
+                sentence: Self::nobody_else(evidence, config, stranded),
+                certain: true,
+            };
+        }
         let (level, wait, stuck) = if on_nil >= in_select {
             (on_nil, Wait::NilChannel, nil)
         } else {

@@ -104,6 +104,10 @@ rule! {
     CertainBlockConfig {
         /// Goroutines of one line in an empty select from which on it is a leak: a program may park a few on purpose.
         no_cases: u64 = 10,
+        /// Whether all pointers of a program in which a crowd rests are followed, to see who could still wake it.
+        follow_pointers: bool = true,
+        /// Goroutines of one line that nobody can wake from which on it is a leak; fewer are suspect.
+        stranded: u64 = 10,
     }
 }
 
@@ -156,6 +160,8 @@ rule! {
     UnstoppedTickerConfig {
         /// How long the rise must last.
         seconds: u64 = 40,
+        /// How many must have been pending for `stalled.seconds` with nobody who waits for them; then no rise is needed.
+        crowd: u64 = 50,
     }
 }
 
@@ -164,8 +170,12 @@ rule! {
     TimerPileUpConfig {
         /// How long the rise must last of timers that nobody waits for.
         abandoned_seconds: u64 = 10,
-        /// The same of timers that somebody may wait for, or that call a function.
+        /// How long it must last of timers that somebody may wait for, or that call a function.
         seconds: u64 = 40,
+        /// The same of timers that call a function while there are as many connections: each may have one.
+        connection_seconds: u64 = 1700,
+        /// How many that nobody waits for must have been pending for `stalled.seconds`; then no rise is needed.
+        crowd: u64 = 50,
         /// Timers that are due later than this will not bound themselves soon. For others the rise must last longer than
         /// the longest of them.
         far_seconds: u64 = 600,

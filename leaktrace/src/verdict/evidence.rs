@@ -22,6 +22,8 @@ pub enum Subject {
 pub struct Evidence {
     /// What it makes.
     pub subject: Subject,
+    /// Whether its line is known: not that of timers that were armed before anybody listened.
+    pub attributed: bool,
     /// Alive now.
     pub count: u64,
     /// Births and ends heard of.
@@ -38,6 +40,8 @@ pub struct Evidence {
     pub place: Option<Place>,
     /// What is usual at this site.
     pub usual: Option<Usual>,
+    /// What became of timers that call the same function, of any line, when they were due.
+    pub due: Due,
     /// What goes on in the program besides.
     pub program: Around,
 }
@@ -59,6 +63,10 @@ pub struct Tally {
     pub longest_still_late_ns: [u64; WAITS],
     /// How many that nothing can ever wake were born while we listened.
     pub certain_and_new: u64,
+    /// How many wait for what nothing else in the program refers to.
+    pub stranded: u64,
+    /// Timers that have been pending for long (`stalled.seconds`).
+    pub long_pending: u64,
     /// Age of the oldest, in nanoseconds.
     pub oldest_ns: u64,
     /// Timers that are due late (`timer-pile-up.far-seconds`).
@@ -89,6 +97,15 @@ pub struct Usual {
     pub ended: u64,
     /// 99 of 100 live no longer than this, in nanoseconds.
     pub lifetime_ns: u64,
+}
+
+/// What became of timers when they were due, as far as that was heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// How often one fired.
+    pub fired: u64,
+    /// How often it was armed again afterwards.
+    pub renewed: u64,
 }
 
 /// What goes on in the program as a whole.
@@ -150,10 +167,31 @@ impl Evidence {
         self.program.network_deadlines.saturating_mul(2) >= self.program.network_waiters
     }
 
+    /// Whether there are so many connections that each of them may be of one.
+    #[must_use]
+    pub fn may_be_of_connections(&self) -> bool {
+        self.program.network_waiters.saturating_mul(10) >= self.count.saturating_mul(8)
+    }
+
+    /// Whether nearly all that came due were armed again, `least` at least.
+    #[must_use]
+    pub fn is_renewed_when_due(&self, least: u64) -> bool {
+        let Due { fired, renewed } = self.due;
+        fired >= least && renewed.saturating_mul(10) >= fired.saturating_mul(9)
+    }
+
     /// Whether there are enough timers pending to wake each of them.
     #[must_use]
     pub fn timers_wake_them(&self) -> bool {
         self.program.channel_timers.saturating_mul(10) >= self.count.saturating_mul(8)
+    }
+
+    /// Whether most timers with a channel were left behind: each has somebody who waits for it otherwise. From Go 1.23 on
+    /// only those that are waited for are in a heap.
+    #[must_use]
+    pub fn timers_are_abandoned(&self) -> bool {
+        let waited_for = self.program.channel_waiters.saturating_mul(2);
+        self.program.channel_timers > waited_for.saturating_add(10)
     }
 
     /// "12 goroutines", "1 timer".

@@ -1,8 +1,11 @@
 //! Gathers the evidence of one moment from the books, for all sites at once.
 
+use std::time::Duration;
+
 use foldhash::{HashMap, HashMapExt};
 
-use super::evidence::{Around, Evidence, Place, Subject, Tally};
+use super::evidence::{Around, Due, Evidence, Place, Subject, Tally};
+use super::reach::Reach;
 use super::span::{self, SPANS};
 use super::wait::Wait;
 use super::{Config, Usual};
@@ -20,6 +23,8 @@ pub struct Moment<'m> {
     pub wait_reasons: &'m [String],
     /// Where goroutines are and what they wait on, when this census looked.
     pub places: Option<&'m Places>,
+    /// How long it took to see who could still be woken, when this census looked.
+    pub reached: Option<Duration>,
     /// When the program started: CLOCK_MONOTONIC, nanoseconds.
     pub started_ns: u64,
     /// When the first census ended.
@@ -36,6 +41,7 @@ impl Moment<'_> {
         &self,
         config: &Config,
         places: &HashMap<SiteId, Place>,
+        reach: &Reach,
         also: impl Fn(SiteId) -> bool,
     ) -> Vec<(SiteId, Evidence)> {
         let waits: Vec<Wait> = (self.wait_reasons.iter())
@@ -45,7 +51,7 @@ impl Moment<'_> {
         let spans = SPANS.iter().filter(|span| **span <= watched_ns).count();
         let mut around = Around::default();
         let mut tallies: HashMap<SiteId, Tally> = HashMap::new();
-        for (_, live) in self.ledger.goroutines() {
+        for (goid, live) in self.ledger.goroutines() {
             let wait = wait_of(live.state, &waits);
             match wait {
                 Wait::Send | Wait::Receive | Wait::Select => around.channel_waiters += 1,
@@ -54,6 +60,10 @@ impl Moment<'_> {
             }
             let tally = tallies.entry(live.site).or_default();
             self.add_goroutine(tally, live, wait, spans, config);
+            let still_ns = self.now_ns.saturating_sub(live.still.since_ns());
+            if wait != Wait::Runs && still_ns >= config.stalled.seconds.saturating_mul(SECOND_NS) {
+                tally.stranded += u64::from(reach.is_stranded(goid));
+            }
         }
         for timer in self.ledger.timers() {
             match subject(&self.ledger.sites[timer.site]) {
@@ -66,6 +76,7 @@ impl Moment<'_> {
             let tally = tallies.entry(timer.site).or_default();
             self.add_timer(tally, timer, spans, config);
         }
+        let due = self.due();
         (self.ledger.sites.enumerate())
             .filter(|(id, site)| site.live > 0 || also(*id))
             .filter_map(|(id, site)| {
@@ -79,6 +90,7 @@ impl Moment<'_> {
                 );
                 let evidence = Evidence {
                     subject,
+                    attributed: site.attributed,
                     count: site.live,
                     created: site.created,
                     ended: site.ended,
@@ -87,6 +99,7 @@ impl Moment<'_> {
                     tally,
                     place: places.get(&id).cloned(),
                     usual: usual(site),
+                    due: due.get(&*site.start_function).copied().unwrap_or_default(),
                     program: around,
                 };
                 Some((id, evidence))
@@ -137,11 +150,28 @@ impl Moment<'_> {
         }
     }
 
+    /// What became of timers when they were due, by the function that they call: those that are older than the probes are
+    /// of no line, but tell what becomes of the others.
+    fn due(&self) -> HashMap<&str, Due> {
+        let mut all: HashMap<&str, Due> = HashMap::new();
+        for site in self.ledger.sites.iter() {
+            if site.kind == SiteKind::Timer(TimerKind::AfterFunc) && site.fired > 0 {
+                let due = all.entry(&site.start_function).or_default();
+                due.fired += site.fired;
+                due.renewed += site.renewed;
+            }
+        }
+        all
+    }
+
     fn add_timer(&self, tally: &mut Tally, timer: &LiveTimer, spans: usize, config: &Config) {
         let age_ns = self.now_ns.saturating_sub(timer.since_ns);
         tally.oldest_ns = tally.oldest_ns.max(age_ns);
         let there_ns = self.now_ns.saturating_sub(timer.there_since_ns);
         tally.born.add(there_ns, spans);
+        if there_ns >= config.stalled.seconds.saturating_mul(SECOND_NS) {
+            tally.long_pending += 1;
+        }
         let due_ns = u64::try_from(timer.when_ns)
             .unwrap_or(0)
             .saturating_sub(self.now_ns);

@@ -4,6 +4,7 @@ use foldhash::{HashMap, HashMapExt};
 
 use super::evidence::{Evidence, Place};
 use super::gather::Moment;
+use super::reach::{self, Reach};
 use super::wait::Wait;
 use super::{Config, Level, StandingConfig, judge};
 use crate::ledger::SiteId;
@@ -35,6 +36,8 @@ pub struct Standings {
     places: HashMap<SiteId, Place>,
     looked_ns: Option<u64>,
     wants_places: bool,
+    reach: Reach,
+    wants_reach: bool,
 }
 
 /// Least time between two looks at the stacks and channels of a program that may leak, in nanoseconds.
@@ -54,17 +57,27 @@ impl Standings {
         }
     }
 
+    /// Tunes the rules from now on; what was judged stands until it is judged again.
+    pub fn judge_by(&mut self, config: Config) {
+        self.config = config;
+    }
+
     /// Judges every site at one moment, just after a census.
     pub fn judge(&mut self, moment: &Moment<'_>) {
         if let Some(places) = moment.look() {
             self.places = places;
             self.looked_ns = Some(moment.now_ns);
         }
+        if let Some(took) = moment.reached {
+            let stranded = moment.places.and_then(|places| places.stranded.as_deref());
+            self.reach.hear(stranded, took, moment.now_ns);
+        }
         let by_site = &self.by_site;
-        let all = moment.evidence(&self.config, &self.places, |site| {
+        let all = moment.evidence(&self.config, &self.places, &self.reach, |site| {
             by_site.get(&site).is_some_and(|one| one.level > Level::Ok)
         });
         let (mut in_question, mut unseen) = (false, false);
+        let mut at_rest = 0_u64;
         for (site, evidence) in all {
             if is_in_question(&evidence, &self.config) {
                 in_question = true;
@@ -72,11 +85,14 @@ impl Standings {
             }
             let standing = self.by_site.entry(site).or_default();
             standing.hear(&evidence, &self.config, moment.now_ns);
+            at_rest =
+                at_rest.saturating_add(reach::resting(&evidence, standing.level, &self.config));
         }
         let pause_ns = if unseen { LOOK_FIRST_NS } else { LOOK_AGAIN_NS };
         let rested =
             (self.looked_ns).is_none_or(|looked| moment.now_ns.saturating_sub(looked) >= pause_ns);
         self.wants_places = in_question && rested;
+        self.wants_reach = self.reach.wants(at_rest, &self.config, moment.now_ns);
     }
 
     /// What was judged of a site; `None` when it was never judged.
@@ -95,6 +111,12 @@ impl Standings {
     #[must_use]
     pub fn wants_places(&self) -> bool {
         self.wants_places
+    }
+
+    /// Whether the next census should follow pointers, to see who could still be woken.
+    #[must_use]
+    pub fn wants_reach(&self) -> bool {
+        self.wants_reach
     }
 }
 

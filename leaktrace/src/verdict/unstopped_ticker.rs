@@ -3,7 +3,7 @@
 use super::{Config, Evidence, Level, Opinion, Rule, Subject, duration};
 use crate::census::TimerKind;
 
-/// Any number of tickers is well if it stays the same.
+/// Any number of tickers is well if it stays the same and somebody waits for them.
 pub(super) struct UnstoppedTicker;
 
 impl Rule for UnstoppedTicker {
@@ -18,6 +18,23 @@ impl Rule for UnstoppedTicker {
     fn check(&self, evidence: &Evidence, config: &Config) -> Opinion {
         if evidence.subject != Subject::Timers(TimerKind::Ticker) {
             return Opinion::OK;
+        }
+        if evidence.timers_are_abandoned()
+            && evidence.tally.long_pending >= config.unstopped_ticker.crowd
+        {
+            return Opinion::new(
+                if evidence.attributed {
+                    Level::Leak
+                } else {
+                    Level::Suspect
+                },
+                format!(
+                    "{} are pending, {} of them for at least {}, and hardly any is waited for",
+                    evidence.things(evidence.count),
+                    evidence.tally.long_pending,
+                    duration(config.stalled.seconds),
+                ),
+            );
         }
         let mut long_enough = (evidence.spans.iter())
             .filter(|span| span.seconds() >= config.unstopped_ticker.seconds)

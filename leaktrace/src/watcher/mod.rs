@@ -25,6 +25,7 @@ use crate::target::roster::{Entry, Roster, State};
 use crate::target::selection::{Patterns, Selection, Subject};
 use crate::target::whereabouts::{Pods, Whereabouts};
 use crate::target::{Inode, Pid, Process, TargetError, TargetId, scan};
+use crate::verdict;
 
 use board::{Board, Row};
 use labels::Labels;
@@ -39,10 +40,12 @@ pub struct Settings {
     pub manner: Manner,
     /// Those that are watched in another way: the first that matches counts.
     pub special: Vec<(Patterns, Manner)>,
-    /// What the targets may lose. Read at the start only.
+    /// What the targets may lose.
     pub budget: Budget,
     /// Where the kubelet keeps logs.
     pub pod_logs: PathBuf,
+    /// What the rules are tuned by.
+    pub rules: verdict::Config,
 }
 
 /// How a target is watched.
@@ -126,7 +129,11 @@ impl Watcher {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
-            fleet: Fleet::new(settings.richest_level(), settings.budget),
+            fleet: {
+                let mut fleet = Fleet::new(settings.richest_level(), settings.budget);
+                fleet.judge_by(settings.rules.clone());
+                fleet
+            },
             lives: None,
             roster: Roster::default(),
             pods: Pods::at(&settings.pod_logs),
@@ -483,6 +490,10 @@ impl Watcher {
         if settings.pod_logs != self.settings.pod_logs {
             self.pods = Pods::at(&settings.pod_logs);
         }
+        if settings.budget != self.settings.budget {
+            self.fleet.change_budget(settings.budget);
+        }
+        self.fleet.judge_by(settings.rules.clone());
         self.settings = settings;
         let now = monotonic_ns();
         let mut unwanted = BTreeSet::new();

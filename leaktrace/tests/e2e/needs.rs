@@ -107,6 +107,11 @@ pub fn quick() -> bool {
     std::env::var_os("LEAKTRACE_QUICK").is_some()
 }
 
+/// Whether the run may take long: LEAKTRACE_LONG asks for what a usual one leaves out.
+pub fn long() -> bool {
+    std::env::var_os("LEAKTRACE_LONG").is_some()
+}
+
 /// An esbuild of npm: stripped, and of a Go release that has no toolchain to be had.
 pub fn esbuild(package: &str, version: &str) -> Option<PathBuf> {
     let file = target_dir().join(format!("npm/{package}-{version}/package/bin/esbuild"));

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::daemon::{address, series};
 use crate::http::Connection;
 use crate::tool::Tool;
-use crate::{needs, report, tool};
+use crate::{needs, report, text, tool};
 
 /// Watches a fixture; its report.
 fn watch(name: &str, arguments: &[&str]) -> Option<Value> {
@@ -73,34 +73,143 @@ fn leaks_are_found_at_their_lines_and_healthy_programs_are_silent() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// A burst that is over before the watch begins, and no growth: only the program's pointers tell.
+const BURST: [&str; 6] = ["-rate", "0", "-burst", "20", "-held", "1000"];
+
 #[test]
 fn a_daemon_that_begins_again_says_the_same() {
-    let Some(program) = needs::program("handler-timeout", "1.27.3", &[]) else {
+    let Some(growing) = needs::program("handler-timeout", "1.27.3", &[]) else {
         return;
     };
-    let line = build::marked_line("handler-timeout", "LEAK: goroutine").expect("it is marked");
-    let place = format!("main.go:{line}\"");
-    let pid = program.pid().to_string();
+    let burst = needs::program("range-no-close", "1.27.3", &BURST).expect("it was there before");
+    // Workers that rest look the same, but for who could wake them.
+    let pool = ["-warm", "1s", "-workers", "50", "-rate", "1"];
+    let pool = needs::program("pool-warm-up", "1.27.3", &pool).expect("it was there before");
+    let rules = rules("[rules.stalled]\nseconds = 4\n");
+    let place = |name| {
+        let line = build::marked_line(name, "LEAK: goroutine").expect("it is marked");
+        format!("{name}/main.go:{line}\"")
+    };
+    let (growing_at, burst_at) = (place("handler-timeout"), place("range-no-close"));
     for time in ["first", "second"] {
-        let arguments = [
-            "daemon",
-            "--listen",
-            "127.0.0.1:0",
-            "--interval",
-            "1s",
-            "--pid",
-        ];
-        let daemon = Tool::spawn(tool::leaktrace().args(arguments).arg(&pid));
+        let mut command = tool::leaktrace();
+        command.args(["daemon", "--listen", "127.0.0.1:0", "--interval", "1s"]);
+        command.arg("--config").arg(rules.path());
+        for program in [&growing, &burst, &pool] {
+            command.args(["--pid", &program.pid().to_string()]);
+        }
+        let daemon = Tool::spawn(&mut command);
         let mut connection = Connection::open(&address(&daemon)).expect("the daemon listens");
+        let mut metrics = String::new();
         tool::eventually(
-            &format!("the {time} daemon calls it a leak"),
-            Duration::from_secs(40),
+            &format!("the {time} daemon calls them leaks"),
+            Duration::from_secs(60),
             || {
-                let metrics = connection.get("/metrics").body;
-                series(&metrics, "leaktrace_leak", &[&place, "stuck-and-growing"]) == Some(1.0)
+                metrics = connection.get("/metrics").body;
+                let leak = |labels: &[&str]| series(&metrics, "leaktrace_leak", labels);
+                leak(&[&growing_at, "stuck-and-growing"]) == Some(1.0)
+                    && leak(&[&burst_at, "certain-block"]) == Some(1.0)
             },
+        );
+        assert_eq!(
+            series(&metrics, "leaktrace_leak", &["pool-warm-up"]).unwrap_or(0.0),
+            0.0,
+            "{metrics}"
         );
         // It is killed in the middle.
         daemon.signal(Signal::SIGKILL);
     }
+}
+
+#[test]
+fn a_ring_that_overflows_changes_no_verdict() {
+    let Some(growing) = needs::program("handler-timeout", "1.27.3", &[]) else {
+        return;
+    };
+    let storm = ["-count", "300000", "-blocked", "0"];
+    let mut storm = needs::program("spawn-million", "1.27.3", &storm).expect("it was there before");
+    let healthy = needs::program("fan-out-healthy", "1.27.3", &[]).expect("it was there before");
+    let mut command = tool::leaktrace();
+    command.args(["daemon", "--listen", "127.0.0.1:0", "--interval", "1s"]);
+    command.args(["--budget", "off", "--host-budget", "off"]);
+    for program in [&growing, &storm, &healthy] {
+        command.args(["--pid", &program.pid().to_string()]);
+    }
+    let mut daemon = Tool::spawn(&mut command);
+    let mut connection = Connection::open(&address(&daemon)).expect("the daemon listens");
+    text::wait_for_probes(storm.pid(), &mut daemon);
+    text::wait_for_probes(growing.pid(), &mut daemon);
+    // Nobody empties the ring, which holds 131,072 records, while 600,000 and those of the leak come.
+    daemon.signal(Signal::SIGSTOP);
+    let done = storm.ask("go").expect("fixtures answer");
+    assert_eq!(done["done"], true);
+    daemon.signal(Signal::SIGCONT);
+    let line = build::marked_line("handler-timeout", "LEAK: goroutine").expect("it is marked");
+    let place = format!("handler-timeout/main.go:{line}\"");
+    let mut metrics = String::new();
+    tool::eventually("it is called a leak", Duration::from_secs(60), || {
+        metrics = connection.get("/metrics").body;
+        let labels = [place.as_str(), "stuck-and-growing"];
+        series(&metrics, "leaktrace_leak", &labels) == Some(1.0)
+    });
+    let own = ["handler-timeout", "ring full"];
+    assert!(series(&metrics, "leaktrace_events_lost_total", &own) > Some(0.0));
+    let lost = series(
+        &metrics,
+        "leaktrace_events_lost_total",
+        &["spawn-million", "ring full"],
+    );
+    assert!(lost.is_some_and(|lost| lost > 100_000.0), "{lost:?}");
+    for other in ["spawn-million", "fan-out-healthy"] {
+        let leak = series(&metrics, "leaktrace_leak", &[other]);
+        assert_eq!(leak.unwrap_or(0.0), 0.0, "{other}: {metrics}");
+    }
+}
+
+#[test]
+fn one_goroutine_alone_is_suspect_by_age_and_a_leak_where_memory_proves_it() {
+    let one = ["-rate", "0", "-burst", "1"];
+    let Some(stuck) = needs::program("handler-timeout", "1.27.3", &one) else {
+        return;
+    };
+    let hold = ["-hold", "-rate", "0", "-burst", "1"];
+    let mut nil = needs::program("nil-channel", "1.27.3", &hold).expect("it was there before");
+    let rules = rules("[rules.old-outlier]\nalone-seconds = 5\n");
+    let record = |pid: u32| {
+        let mut command = tool::leaktrace();
+        command.args(["record", "--duration", "12s", "--format", "json", "--pid"]);
+        command
+            .arg(pid.to_string())
+            .arg("--config")
+            .arg(rules.path());
+        Tool::spawn(&mut command)
+    };
+    let (of_stuck, mut of_nil) = (record(stuck.pid()), record(nil.pid()));
+    text::wait_for_probes(nil.pid(), &mut of_nil);
+    nil.ask("begin").expect("fixtures answer");
+    for (name, tool, verdict, rule, code) in [
+        ("handler-timeout", of_stuck, "suspect", "old-outlier", 0),
+        ("nil-channel", of_nil, "leak", "certain-block", 1),
+    ] {
+        let outcome = tool.wait(Duration::from_secs(40));
+        let found = outcome.json();
+        let lines = build::marked_lines(name, "LEAK: goroutine").expect("they are marked");
+        let site = (lines.iter())
+            .filter_map(|line| report::site(&found, "goroutine", *line))
+            .find(|site| site["verdict"] == verdict);
+        let site = site.unwrap_or_else(|| panic!("{name}: {}", found["sites"]));
+        assert_eq!(
+            (&site["rule"], &site["count"]),
+            (&rule.into(), &1.into()),
+            "{site}"
+        );
+        assert_eq!(outcome.code, Some(code), "{name}");
+    }
+}
+
+/// A configuration file.
+fn rules(text: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("temporary files can be made");
+    std::fs::write(file.path(), text).expect("they can be written");
+    file
 }

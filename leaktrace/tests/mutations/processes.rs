@@ -68,6 +68,7 @@ impl<F: Fn(u64) -> Option<u64>> Memory for Forged<F> {
 
 fn layout(offsets: &Offsets) -> Layout {
     Layout {
+        heap: None,
         allglen: RuntimeAddr(ALLGLEN),
         allgptr: RuntimeAddr(ALLGPTR),
         allp: RuntimeAddr(ALLP),

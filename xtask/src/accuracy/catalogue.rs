@@ -36,7 +36,7 @@ pub enum Load {
     OneASecond,
     /// A hundred at once, and then one a second.
     BurstAndMore,
-    /// A hundred at once, and then none.
+    /// A hundred at once while the program is watched, and then none.
     Burst,
 }
 
@@ -47,7 +47,7 @@ impl Load {
             Self::Usual => &[],
             Self::OneASecond => &["-rate", "1"],
             Self::BurstAndMore => &["-rate", "1", "-burst", "100"],
-            Self::Burst => &["-rate", "0", "-burst", "100"],
+            Self::Burst => &["-hold", "-rate", "0", "-burst", "100"],
         }
     }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_fixtures::build::{self, Variant};
@@ -11,6 +13,9 @@ use serde_json::Value;
 
 use super::catalogue::{Leak, Load, Program};
 use crate::go;
+
+/// A burst alone happens so long after the watch began.
+const BEFORE_BURST: Duration = Duration::from_secs(5);
 
 /// One program in one release under one load.
 pub struct Trial {
@@ -45,6 +50,25 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Of a program that should have no verdict: those that it had, and whether they are leaks.
+    pub fn of_healthy(verdicts: impl IntoIterator<Item = (bool, String)>) -> Self {
+        let mut outcome = Self::default();
+        for (leak, words) in verdicts {
+            outcome.wrong += usize::from(leak);
+            outcome.wrongly_suspected += usize::from(!leak);
+            outcome.others.push(words);
+        }
+        outcome
+    }
+
+    /// There is no report.
+    pub fn failed(reason: String) -> Self {
+        Self {
+            failure: Some(reason),
+            ..Self::default()
+        }
+    }
+
     /// Whether every line was found, and no other.
     pub fn found(&self) -> bool {
         self.failure.is_none() && self.right == self.expected && self.wrong == 0
@@ -106,27 +130,38 @@ impl Trial {
     /// Starts it, watches it, ends it.
     pub fn run(&self, leaktrace: &Path) -> Outcome {
         let watched = self.watch(leaktrace).and_then(|report| self.judge(&report));
-        watched.unwrap_or_else(|error| Outcome {
-            failure: Some(format!("{error:#}")),
-            ..Outcome::default()
-        })
+        watched.unwrap_or_else(|error| Outcome::failed(format!("{error:#}")))
     }
 
-    fn watch(&self, leaktrace: &Path) -> Result<Value> {
+    /// Starts it.
+    pub fn start(&self) -> Result<Running> {
         let mut command = Command::new(&self.executable);
         command.args(self.load.arguments());
         if self.program.spins {
             // A crowd that never rests would leave the others no processor.
             command.env("GOMAXPROCS", "1");
         }
-        let running = Running::spawn(&mut command)?;
-        let output = Command::new(leaktrace)
+        Running::spawn(&mut command)
+    }
+
+    fn watch(&self, leaktrace: &Path) -> Result<Value> {
+        let mut running = self.start()?;
+        let watching = Command::new(leaktrace)
             .args(["record", "--pid", &running.pid().to_string()])
             .args(["--duration", &format!("{}s", self.seconds)])
             .args(["--format", "json"])
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .context("starting leaktrace")?;
+        if self.load == Load::Burst {
+            thread::sleep(BEFORE_BURST);
+            running.ask("begin")?;
+        }
+        let output = watching
+            .wait_with_output()
+            .context("waiting for leaktrace")?;
         ensure!(
             matches!(output.status.code(), Some(0 | 1)),
             "{}",

@@ -118,6 +118,11 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// What it serves on /metrics.
     pub fn metrics(&self) -> Result<String> {
         Ok(Connection::open(&self.address)?.get("/metrics")?.body)

@@ -36,6 +36,7 @@ impl Program {
         let release = offsets::release(&version).expect("a known release");
         let at = |address: u64| RuntimeAddr(address);
         let layout = Layout {
+            heap: None,
             allglen: at(GLOBALS),
             allgptr: at(GLOBALS + 8),
             allp: at(GLOBALS + 16),
