@@ -25,6 +25,9 @@ pub struct Arguments {
     /// Folder for the pictures
     #[arg(long, default_value = "doc/pictures")]
     folder: PathBuf,
+    /// Only the pictures of the terminal
+    #[arg(long)]
+    terminal: bool,
 }
 
 /// A service on the pictures: its name, and the fixture and Go release that it is made of.
@@ -53,7 +56,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "probes need root here: run it as root, or `sudo -E env PATH=\"$PATH\" cargo xtask screenshots`"
     );
     let browser = browser()?;
-    let modules = tools::npm_modules("browser", &PACKAGES)?;
     let leaktrace = build_leaktrace()?;
     let scratch = tempfile::tempdir()?;
     let mut services = Vec::new();
@@ -70,18 +72,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 
     let folder = repository().join(&arguments.folder);
     fs::create_dir_all(&folder)?;
-    eprintln!("opening the page");
-    let drive = repository().join("xtask/src/screenshots/drive.mjs");
-    let status = Command::new("node")
-        .arg(drive)
-        .args([&modules, &browser])
-        .arg(format!("http://{}", daemon.address))
-        .arg(format!("http://{}", empty.address))
-        .arg(&folder)
-        .stdin(Stdio::null())
-        .status()
-        .context("starting node, Debian's package nodejs")?;
-    ensure!(status.success(), "the page has the faults above");
+    if !arguments.terminal {
+        open_page(&browser, [&daemon, &empty], &folder)?;
+    }
     eprintln!("drawing the terminal");
     let leaking = services.first().context("there are services")?;
     terminal::take(
@@ -91,9 +84,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         leaking.pid(),
         &folder,
     )?;
+    println!("The pictures are in {}.", folder.display());
+    Ok(())
+}
+
+/// Opens the page of a daemon, and of one that has nothing to show.
+fn open_page(browser: &Path, daemons: [&Daemon; 2], folder: &Path) -> Result<()> {
+    let modules = tools::npm_modules("browser", &PACKAGES)?;
+    eprintln!("opening the page");
+    let status = Command::new("node")
+        .arg(repository().join("xtask/src/screenshots/drive.mjs"))
+        .args([&modules, browser])
+        .args(daemons.map(|daemon| format!("http://{}", daemon.address)))
+        .arg(folder)
+        .stdin(Stdio::null())
+        .status()
+        .context("starting node, Debian's package nodejs")?;
+    ensure!(status.success(), "the page has the faults above");
     println!(
-        "The page was opened, used with the keyboard and looked at by axe without a serious finding; its pictures are in {}.",
-        folder.display()
+        "The page was opened, used with the keyboard and looked at by axe without a serious finding."
     );
     Ok(())
 }

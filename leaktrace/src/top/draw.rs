@@ -10,8 +10,9 @@ use crate::export::report::SiteReport;
 use crate::export::text;
 use crate::verdict::Level;
 
-/// Least width at which there is room for the curve.
+/// Least width at which there is room for the curve: of one program, and of several with their names.
 const WIDE: u16 = 100;
+const WIDER: u16 = 118;
 
 /// Cells of a curve.
 const CURVE: usize = 12;
@@ -109,9 +110,14 @@ fn list(top: &Top, area: Rect, buffer: &mut Buffer) {
     let (wide, several) = (area.width >= WIDE, top.targets.len() > 1);
     let line = |cells: [&str; 8]| {
         let [verdict, alive, rate, oldest, curve, state, program, site] = cells;
-        let state_width = if wide { 18 } else { 11 };
+        let curved = area.width >= if several { WIDER } else { WIDE };
+        let state_width = match (curved, wide) {
+            (true, _) => 18,
+            (false, true) => 14,
+            (false, false) => 11,
+        };
         let mut text = format!("{verdict:<8}{alive:>7} {rate:>8} {oldest:>6}  ");
-        if wide {
+        if curved {
             text.push_str(&fit(curve, CURVE));
             text.push_str("  ");
         }

@@ -18,7 +18,9 @@ const browser = await puppeteer.launch({
 for (const picture of pictures) {
   const [name, columns, file] = picture.split('=');
   const text = readFileSync(file, 'utf8').replace(/\n+$/, '');
-  const lines = text.split('\n');
+  // A terminal breaks a line that is too long.
+  const heights = text.split('\n').map(line => Math.ceil([...line.replace(/\x1b\[[0-9;]*m/g, '')].length / Number(columns)) || 1);
+  const rows = heights.reduce((sum, height) => sum + height, 0);
   const page = await browser.newPage();
   await page.setViewport({ width: 1600, height: 1200, deviceScaleFactor: 1.5 });
   await page.setContent('<body style="margin:0;background:#16181d"><div id="screen" style="display:inline-block;padding:14px 16px"></div>');
@@ -32,7 +34,7 @@ for (const picture of pictures) {
     terminal.open(document.getElementById('screen'));
     await new Promise(done => terminal.write(`\x1b[?25l${text}`, done));
     await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
-  }, text, Number(columns), lines.length);
+  }, text, Number(columns), rows);
   await (await page.$('#screen')).screenshot({ path: join(folder, `${name}.png`) });
   await page.close();
 }

@@ -15,8 +15,11 @@ use crate::tools;
 const PACKAGES: [&str; 2] = ["puppeteer-core@24.43.1", "@xterm/xterm@5.5.0"];
 
 /// Columns of the terminal of `top` and lines of it, and columns of a report, which is as long as it is.
-const TOP: (u32, u32) = (100, 24);
+const TOP: (u32, u32) = (120, 24);
 const REPORT: u32 = 132;
+
+/// Leaks that `top` has to show first.
+const LEAKS: usize = 3;
 
 /// How long `top` may take to show a leak.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,9 +41,11 @@ pub fn take(
         ]
         .concat(),
     )?;
-    let list = terminal.wait_for("LEAK ")?;
+    let list = terminal.wait_for(|screen| screen.matches("LEAK ").count() >= LEAKS)?;
     terminal.press("Enter")?;
-    let site = terminal.wait_for("started at")?;
+    let site = terminal.wait_for(|screen| screen.contains("started at"))?;
+    // Out of the call site, and out of `top`: it must have ended before its terminal does.
+    terminal.press("q")?;
     terminal.press("q")?;
 
     let asked = format!("leaktrace record --pid {pid} --duration 15s");
@@ -115,15 +120,16 @@ impl Terminal {
         self.tmux(&["send-keys", key]).map(drop)
     }
 
-    /// The screen with its colours, as soon as it holds this.
-    fn wait_for(&mut self, text: &str) -> Result<String> {
+    /// The screen with its colours, as soon as this holds.
+    fn wait_for(&mut self, holds: impl Fn(&str) -> bool) -> Result<String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if self.tmux(&["capture-pane", "-p"])?.contains(text) {
+            let screen = self.tmux(&["capture-pane", "-p"])?;
+            if holds(&screen) {
                 return self.tmux(&["capture-pane", "-p", "-e"]);
             }
             if Instant::now() > deadline {
-                bail!("top does not show {text:?} after {} s", PATIENCE.as_secs());
+                bail!("after {} s top still shows\n{screen}", PATIENCE.as_secs());
             }
             thread::sleep(Duration::from_millis(200));
         }
