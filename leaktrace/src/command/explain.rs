@@ -24,6 +24,7 @@ pub fn run(arguments: &Explain) -> anyhow::Result<ExitCode> {
         arguments.events,
         arguments.budget,
         verdict::Config::default(),
+        false,
     )?;
     let report = session.report();
     let chosen: Vec<&SiteReport> = match &arguments.site {

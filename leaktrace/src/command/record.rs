@@ -36,6 +36,7 @@ pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
         arguments.events,
         arguments.budget,
         rules,
+        arguments.confirm,
     )?;
     let report = session.report();
     output::write_report(&report, &arguments.output)?;
@@ -57,6 +58,7 @@ pub(super) fn watched(
     events: EventsLevel,
     budget: Allowed,
     rules: verdict::Config,
+    confirm: bool,
 ) -> anyhow::Result<Session> {
     let mut fleet = Fleet::new(
         level(events),
@@ -66,6 +68,7 @@ pub(super) fn watched(
         },
     );
     fleet.judge_by(rules);
+    fleet.confirm(confirm);
     let id = fleet.open(pid)?;
     fleet.attach(id, level(events), Scope::Process)?;
     if let Some(probes) = fleet.session(id)?.probes() {

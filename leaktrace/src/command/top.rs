@@ -48,6 +48,7 @@ pub fn run(arguments: &cli::Top) -> anyhow::Result<ExitCode> {
         },
         special: Vec::new(),
         pod_logs: Config::default().pod_logs,
+        confirm: false,
         rules: Config::default().rules,
         budget: Budget {
             target: arguments.budget.0,

@@ -207,6 +207,25 @@ fn one_goroutine_alone_is_suspect_by_age_and_a_leak_where_memory_proves_it() {
     }
 }
 
+#[test]
+fn a_program_is_asked_about_its_leaks_only_when_that_is_allowed() {
+    let Some(program) = needs::program("tells-leaks", "1.27.3", &[]) else {
+        return;
+    };
+    let line = build::marked_line("tells-leaks", "LEAK: goroutine").expect("it is marked");
+    let pid = program.pid().to_string();
+    for confirm in [false, true] {
+        let mut arguments = vec!["record", "--duration", "20s", "--format", "json"];
+        arguments.extend(["--pid", &pid]);
+        arguments.extend(confirm.then_some("--confirm"));
+        let found = tool::run(&arguments, Duration::from_secs(60)).json();
+        let site = report::site(&found, "goroutine", line).expect("it is found");
+        assert_eq!(site["verdict"], "leak", "{site}");
+        let confirmed = site["confirmed"].as_u64();
+        assert_eq!(confirmed.is_some_and(|count| count > 50), confirm, "{site}");
+    }
+}
+
 /// A configuration file.
 fn rules(text: &str) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::new().expect("temporary files can be made");
