@@ -179,6 +179,7 @@ pub fn event(data: &[u8]) {
                     waiting_since_ns: goroutine.startpc.0,
                     waiting: 0,
                     stops: 0,
+                    leaked: false,
                 });
             }
             Change::Armed { timer, .. } | Change::Rearmed(timer) => {

@@ -87,6 +87,10 @@ pub struct Record {
     /// Take what tunes the rules (`[rules]`) from this file, as the daemon does.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Ask a program built with Go 1.27 about a leak that was found, if it serves /debug/pprof/goroutineleak on loopback:
+    /// that makes it collect its garbage, at most once in ten minutes.
+    #[arg(long)]
+    pub confirm: bool,
     #[command(flatten)]
     /// Where the report goes.
     pub output: ReportOutput,
@@ -123,6 +127,10 @@ pub struct Top {
 /// Arguments of `daemon`.
 #[derive(Debug, Args)]
 pub struct Daemon {
+    /// Ask a program built with Go 1.27 about a leak that was found, if it serves /debug/pprof/goroutineleak on loopback:
+    /// that makes it collect its garbage, at most once in ten minutes.
+    #[arg(long)]
+    pub confirm: bool,
     #[command(flatten)]
     /// Whom to watch, and how.
     pub watching: Watching,

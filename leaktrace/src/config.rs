@@ -46,6 +46,8 @@ pub struct Config {
     pub exclude: Names,
     /// Targets that are watched in another way.
     pub target: Vec<Special>,
+    /// Whether to ask the programs themselves about their leaks.
+    pub confirm: bool,
     /// What the rules are tuned by.
     pub rules: verdict::Config,
 }
@@ -64,6 +66,7 @@ impl Default for Config {
             watch: Names::default(),
             exclude: Names::default(),
             target: Vec::new(),
+            confirm: false,
             rules: verdict::Config::default(),
         }
     }

@@ -29,6 +29,7 @@ use crate::verdict;
 pub struct Fleet {
     budget: Budget,
     rules: verdict::Config,
+    confirm: bool,
     /// Dropped before the programs that their probes run.
     sessions: BTreeMap<TargetId, Session>,
     by_slot: HashMap<Slot, TargetId>,
@@ -97,6 +98,14 @@ impl Fleet {
         self.take_in(process, PATIENCE)
     }
 
+    /// Allows to ask the programs themselves about their leaks.
+    pub fn confirm(&mut self, allowed: bool) {
+        for session in self.sessions.values_mut() {
+            session.confirm(allowed);
+        }
+        self.confirm = allowed;
+    }
+
     /// Tunes the rules by which all targets are judged from now on.
     pub fn judge_by(&mut self, rules: verdict::Config) {
         for session in self.sessions.values_mut() {
@@ -114,6 +123,7 @@ impl Fleet {
         let programs = &mut self.programs;
         let mut session = Session::of(process, tries, |executable| programs.resolve(executable))?;
         session.judge_by(self.rules.clone());
+        session.confirm(self.confirm);
         self.sessions.insert(id, session);
         Ok(id)
     }

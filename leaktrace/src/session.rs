@@ -27,10 +27,11 @@ use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
 use crate::export::explain::Explained;
 use crate::export::report::{Events, Facts, LevelChange, LevelChanges, SiteReport, Target};
-use crate::ledger::{Drift, Ledger, Symbolizer};
+use crate::ledger::{Drift, Ledger, SiteKind, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
+use crate::target::inquiry::Inquiry;
 use crate::target::room::Room;
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
@@ -56,6 +57,15 @@ pub struct Session {
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
     counted_ns: u64,
+    confirmation: Confirmation,
+}
+
+/// Whether the program itself is asked about its leaks, and when next.
+#[derive(Default)]
+struct Confirmation {
+    allowed: bool,
+    asked: Option<Inquiry>,
+    not_before_ns: u64,
 }
 
 /// The probes of the target, and what they said by the last census.
@@ -142,6 +152,7 @@ impl Session {
             room: Room::default(),
             watched_since_ns: None,
             counted_ns: 0,
+            confirmation: Confirmation::default(),
         })
     }
 
@@ -317,7 +328,52 @@ impl Session {
             watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
             now_ns: look.census.finished_ns,
         });
+        self.inquire(look.census.finished_ns);
         drift
+    }
+
+    /// Allows to ask the program itself about its leaks, where it offers to tell.
+    pub fn confirm(&mut self, allowed: bool) {
+        self.confirmation.allowed = allowed;
+    }
+
+    /// Asks the program itself about a leak that it has not confirmed, now and then. It is the next census that sees what
+    /// comes of it.
+    fn inquire(&mut self, now_ns: u64) {
+        /// Least time between two questions: each makes the program collect its garbage.
+        const PAUSE_NS: u64 = 600_000_000_000;
+        /// The same when there was no answer.
+        const LONG_PAUSE_NS: u64 = 3_600_000_000_000;
+        let pid = self.process.id.pid.0;
+        let own = &mut self.confirmation;
+        if let Some(answer) = own.asked.as_ref().and_then(Inquiry::answer) {
+            own.asked = None;
+            match answer {
+                Ok(address) => {
+                    tracing::debug!(pid, %address, "the program was asked about its leaks")
+                }
+                Err(reason) => {
+                    own.not_before_ns = now_ns.saturating_add(LONG_PAUSE_NS);
+                    tracing::info!(pid, %reason, "the program cannot be asked about its leaks");
+                }
+            }
+        }
+        let go = &self.program.build.go;
+        let in_doubt = || {
+            (self.standings.guilty()).any(|site| {
+                let site = &self.ledger.sites[site];
+                site.kind == SiteKind::Goroutine && site.live > 0 && site.leaked == 0
+            })
+        };
+        if own.allowed
+            && own.asked.is_none()
+            && now_ns >= own.not_before_ns
+            && (go.major, go.minor) >= (1, 26)
+            && in_doubt()
+        {
+            own.not_before_ns = now_ns.saturating_add(PAUSE_NS);
+            own.asked = Some(Inquiry::begin(self.process.id.pid));
+        }
     }
 
     /// Looks and books, for a target without probes.

@@ -29,6 +29,8 @@ use watch::{Outcome, Row, Watcher};
 
 /// Servers that are watched side by side: as many as two processors carry without keeping each other waiting.
 const SIDE_BY_SIDE: usize = 4;
+/// The same when most of them rest.
+const AT_REST: usize = 14;
 /// Kinds of server that have to be right when all are watched.
 const FEWEST_KINDS: usize = 12;
 
@@ -38,6 +40,9 @@ pub struct Arguments {
     /// How long each server is watched
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(8..=3600))]
     seconds: u64,
+    /// How long each is then watched at rest; nothing in it may be called a leak
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=600))]
+    idle_minutes: u64,
     /// Only servers with this in their name or release ("prometheus", "trixie", "etcd forky")
     #[arg(long, num_args = 1.., value_name = "NAME")]
     only: Vec<String>,
@@ -66,6 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let watcher = Watcher {
         leaktrace,
         seconds: arguments.seconds,
+        idle: arguments.idle_minutes * 60,
         interrupted,
     };
     let begin = Instant::now();
@@ -76,9 +82,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     );
     print!("{}", table(&rows));
     println!(
-        "\n{} servers, each watched for {} s, in {:.0} s",
+        "\n{} servers, each watched for {} s under load and {} minutes at rest, in {:.0} s",
         rows.len(),
         arguments.seconds,
+        arguments.idle_minutes,
         begin.elapsed().as_secs_f64()
     );
     let everything = servers.len() == catalogue::ALL.len();
@@ -119,7 +126,12 @@ fn watch_all(servers: &[&'static Server], watcher: &Watcher) -> Vec<Row> {
     let waiting = Mutex::new(servers.iter().enumerate());
     let rows = Mutex::new(Vec::new());
     thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE.min(servers.len()) {
+        let at_once = if watcher.idle > 0 {
+            AT_REST
+        } else {
+            SIDE_BY_SIDE
+        };
+        for _ in 0..at_once.min(servers.len()) {
             scope.spawn(|| {
                 while !watcher.interrupted.load(Ordering::Relaxed) {
                     let next = waiting

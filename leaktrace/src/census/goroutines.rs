@@ -33,6 +33,9 @@ pub struct Goroutine {
     /// How often it has stopped running, modulo 256 (`g.trackingSeq`): when two readings differ it ran in between. 0 where
     /// the offset is not known.
     pub stops: u8,
+    /// Whether the runtime itself found that nobody can wake it, when somebody last asked it for its goroutineleak profile
+    /// (`_Gleaked`, Go ≥ 1.26).
+    pub leaked: bool,
 }
 
 /// `g.atomicstatus` without the scan bit (src/runtime/runtime2.go: _Gidle and on).
@@ -50,12 +53,15 @@ pub enum Status {
     Preempted,
 }
 
+/// `_Gscan`: or-ed in while the collector owns the stack.
+const SCAN: u32 = 0x1000;
+/// `_Gleaked`
+const LEAKED: u32 = 10;
+
 impl Status {
     /// The status of a live goroutine; `None` for idle, dead and unknown numbers.
     #[must_use]
     pub fn from_number(number: u32) -> Option<Self> {
-        /// `_Gscan`: or-ed in while the collector owns the stack.
-        const SCAN: u32 = 0x1000;
         match number & !SCAN {
             1 => Some(Self::Runnable),
             // 8 is _Gcopystack: it runs, on a stack that is being moved.
@@ -231,6 +237,7 @@ fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Gorout
             _ => 0,
         },
         waiting: fields.word(offsets.g_waiting as usize),
+        leaked: fields.half(offsets.g_atomicstatus as usize) & !SCAN == LEAKED,
         stops: match offsets.g_tracking_seq {
             Some(offset) => fields.byte(offset as usize),
             None => 0,

@@ -280,6 +280,7 @@ mod tests {
                 waiting_since_ns: 0,
                 waiting: 0,
                 stops: 0,
+                leaked: false,
             });
             let offsets = self.layout.offsets.clone();
             self.write(sudog + u64::from(offsets.sudog_g), g);

@@ -305,6 +305,7 @@ mod tests {
                 waiting_since_ns: 0,
                 waiting: 0,
                 stops: 0,
+                leaked: false,
             })
             .collect();
         let groups = walk(&Nowhere, &layout, &Table(Arch::Amd64), &goroutines);

@@ -214,6 +214,7 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
             host: host_budget.unwrap_or(config.host_budget).0,
         },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
+        confirm: arguments.confirm || config.confirm,
         rules: config.rules,
     }
 }

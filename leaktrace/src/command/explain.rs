@@ -23,6 +23,7 @@ pub fn run(arguments: &Explain) -> anyhow::Result<ExitCode> {
         arguments.duration,
         arguments.hearing,
         verdict::Config::default(),
+        false,
     )?;
     let report = session.report();
     let chosen: Vec<&SiteReport> = match &arguments.site {

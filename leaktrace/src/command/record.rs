@@ -37,6 +37,7 @@ pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
         arguments.duration,
         arguments.hearing,
         rules,
+        arguments.confirm,
     )?;
     let report = session.report();
     output::write_report(&report, &arguments.output)?;
@@ -57,6 +58,7 @@ pub(super) fn watched(
     duration: Duration,
     hearing: Hearing,
     rules: verdict::Config,
+    confirm: bool,
 ) -> anyhow::Result<Session> {
     let usual = Config::default();
     let level = level(hearing.events.unwrap_or(usual.events));
@@ -66,6 +68,7 @@ pub(super) fn watched(
     };
     let mut fleet = Fleet::new(level, budget);
     fleet.judge_by(rules);
+    fleet.confirm(confirm);
     let progress = Progress::begin(format!("reading the executable of process {pid}"));
     let id = fleet.open(pid)?;
     progress.next("putting the probes on");

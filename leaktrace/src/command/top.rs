@@ -52,6 +52,7 @@ pub fn run(arguments: &cli::Top) -> anyhow::Result<ExitCode> {
         },
         special: Vec::new(),
         pod_logs: usual.pod_logs,
+        confirm: false,
         rules: usual.rules,
         budget: Budget {
             target: watching.hearing.budget.unwrap_or(usual.budget).0,

@@ -395,6 +395,9 @@ impl Ledger {
 
         let mut known = std::mem::take(&mut self.goroutines);
         let mut alive = HashMap::with_capacity(census.goroutines.len());
+        for site in self.sites.iter_mut() {
+            site.leaked = 0;
+        }
         for goroutine in &census.goroutines {
             if ended_meanwhile.contains(&goroutine.goid) {
                 continue;
@@ -436,6 +439,7 @@ impl Ledger {
                     }
                 }
             };
+            self.sites[live.site].leaked += u64::from(goroutine.leaked);
             if let Some(before) = alive.insert(goroutine.goid, live) {
                 // Two gs with one number: read in the middle of a change, or forged.
                 self.sites[before.site].live -= 1;

@@ -63,6 +63,8 @@ pub struct Site {
     pub attributed: bool,
     /// Alive now.
     pub live: u64,
+    /// Of those, goroutines that the runtime itself found to have leaked, when somebody asked it.
+    pub leaked: u64,
     /// Births heard of.
     pub created: u64,
     /// Ends heard of (goroutines).
@@ -321,6 +323,7 @@ impl Sites {
                 attributed: key.attributed,
                 started_by: key.started_by,
                 live: 0,
+                leaked: 0,
                 created: 0,
                 ended: 0,
                 rearmed: 0,

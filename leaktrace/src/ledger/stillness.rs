@@ -97,6 +97,7 @@ mod tests {
             waiting_since_ns: 0,
             waiting: 99,
             stops,
+            leaked: false,
         }
     }
 

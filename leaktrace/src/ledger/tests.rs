@@ -96,6 +96,7 @@ fn alive(goid: u64, gopc: u64) -> Goroutine {
         waiting_since_ns: 0,
         waiting: 0,
         stops: 0,
+        leaked: false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whom do we watch? One running process, named by pid *and* start time, because pids are used again.
 
+pub mod inquiry;
 pub mod names;
 pub mod room;
 pub mod roster;

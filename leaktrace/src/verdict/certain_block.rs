@@ -58,6 +58,17 @@ impl Rule for CertainBlock {
             _ if new > 1 => Level::Suspect,
             _ => Level::Ok,
         };
+        if evidence.tally.confirmed > 0 {
+            return Opinion {
+                level: Level::Leak,
+                sentence: format!(
+                    "the Go runtime itself found that nobody can wake {} of {}",
+                    evidence.tally.confirmed,
+                    evidence.things(evidence.count),
+                ),
+                certain: true,
+            };
+        }
         // A program may leave one behind on purpose; a crowd is no purpose.
         let stranded = evidence.tally.stranded;
         let on_nothing = match stranded {

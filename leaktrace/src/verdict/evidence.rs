@@ -65,6 +65,8 @@ pub struct Tally {
     pub certain_and_new: u64,
     /// How many wait for what nothing else in the program refers to.
     pub stranded: u64,
+    /// How many the runtime itself found to have leaked.
+    pub confirmed: u64,
     /// Timers that have been pending for long (`stalled.seconds`).
     pub long_pending: u64,
     /// Age of the oldest, in nanoseconds.

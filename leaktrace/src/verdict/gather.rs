@@ -81,7 +81,8 @@ impl Moment<'_> {
             .filter(|(id, site)| site.live > 0 || also(*id))
             .filter_map(|(id, site)| {
                 let subject = subject(site)?;
-                let tally = tallies.remove(&id).unwrap_or_default();
+                let mut tally = tallies.remove(&id).unwrap_or_default();
+                tally.confirmed = site.leaked;
                 let spans = span::spans(
                     |from_ns| site.history.since(from_ns),
                     (self.watched_since_ns, self.now_ns),

@@ -101,6 +101,13 @@ impl Standings {
         self.by_site.get(&site)
     }
 
+    /// The sites that leak or may.
+    pub fn guilty(&self) -> impl Iterator<Item = SiteId> {
+        (self.by_site.iter())
+            .filter(|(_, standing)| standing.level > Level::Ok)
+            .map(|(site, _)| *site)
+    }
+
     /// Where the goroutines of a site are, when somebody last looked.
     #[must_use]
     pub fn place(&self, site: SiteId) -> Option<&Place> {

@@ -44,6 +44,8 @@ pub struct Settings {
     pub budget: Budget,
     /// Where the kubelet keeps logs.
     pub pod_logs: PathBuf,
+    /// Whether to ask the programs themselves about their leaks.
+    pub confirm: bool,
     /// What the rules are tuned by.
     pub rules: verdict::Config,
 }
@@ -132,6 +134,7 @@ impl Watcher {
             fleet: {
                 let mut fleet = Fleet::new(settings.richest_level(), settings.budget);
                 fleet.judge_by(settings.rules.clone());
+                fleet.confirm(settings.confirm);
                 fleet
             },
             lives: None,
@@ -499,6 +502,7 @@ impl Watcher {
             self.fleet.change_budget(settings.budget);
         }
         self.fleet.judge_by(settings.rules.clone());
+        self.fleet.confirm(settings.confirm);
         self.settings = settings;
         let now = monotonic_ns();
         let mut unwanted = BTreeSet::new();

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use leaktrace_fixtures::build;
+use leaktrace_fixtures::program::Program;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -204,6 +205,32 @@ fn one_goroutine_alone_is_suspect_by_age_and_a_leak_where_memory_proves_it() {
             "{site}"
         );
         assert_eq!(outcome.code, Some(code), "{name}");
+    }
+}
+
+#[test]
+fn a_program_is_asked_about_its_leaks_only_when_that_is_allowed() {
+    let burst = ["-rate", "0", "-burst", "60"];
+    let Some(one) = needs::program("tells-leaks", "1.27.3", &burst) else {
+        return;
+    };
+    let other = needs::program("tells-leaks", "1.27.3", &burst).expect("it was there before");
+    let line = build::marked_line("tells-leaks", "LEAK: goroutine").expect("it is marked");
+    let rules = rules("[rules.stalled]\nseconds = 4\n");
+    let record = |program: &Program, confirm: bool| {
+        let mut command = tool::leaktrace();
+        command.args(["record", "--duration", "14s", "--format", "json", "--pid"]);
+        command.arg(program.pid().to_string());
+        command.arg("--config").arg(rules.path());
+        command.args(confirm.then_some("--confirm"));
+        (Tool::spawn(&mut command), confirm)
+    };
+    for (tool, confirm) in [record(&one, true), record(&other, false)] {
+        let found = tool.wait(Duration::from_secs(60)).json();
+        let site = report::site(&found, "goroutine", line).expect("it is found");
+        assert_eq!(site["verdict"], "leak", "{site}");
+        let confirmed = site["confirmed"].as_u64();
+        assert_eq!(confirmed.is_some_and(|count| count > 50), confirm, "{site}");
     }
 }
 

@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Watcher {
     pub leaktrace: PathBuf,
     pub seconds: u64,
+    /// How long they then rest, watched all the same, in seconds: nothing may be called a leak.
+    pub idle: u64,
     pub interrupted: Arc<AtomicBool>,
 }
 
@@ -131,8 +133,9 @@ impl Watcher {
 
         let begin = Instant::now();
         let duration = Duration::from_secs(self.seconds);
+        let whole = duration + Duration::from_secs(self.idle);
         let until = |share: f64| duration.mul_f64(share).saturating_sub(begin.elapsed());
-        let recording = tracer.record(self.seconds)?;
+        let recording = tracer.record(whole.as_secs())?;
         let mut answered = self.load(
             Load::start(program, running),
             until(0.4),
@@ -141,12 +144,23 @@ impl Watcher {
         own.compare(running, tracer, "under probes", &mut row.mistakes)?;
         let busy = (duration - REST).saturating_sub(begin.elapsed());
         answered += self.load(Load::start(program, running), busy, Some((tracer, row)))?;
+        self.pause((whole - REST).saturating_sub(begin.elapsed()))?;
         let report = recording
-            .wait(duration.saturating_sub(begin.elapsed()) + PATIENCE)?
+            .wait(whole.saturating_sub(begin.elapsed()) + PATIENCE)?
             .report()
             .context("record")?;
         tracer::mistakes_in_report(&report, running.pid(), &mut row.mistakes);
-        tracer::mistakes_in_record(&report, self.seconds, &mut row.mistakes);
+        tracer::mistakes_in_record(&report, whole.as_secs(), &mut row.mistakes);
+        if self.idle > 0 {
+            for site in report["sites"].as_array().into_iter().flatten() {
+                if site["verdict"] == "leak" {
+                    row.mistakes.push(format!(
+                        "called a leak: {} ({}): {}",
+                        site["site"], site["rule"], site["evidence"]
+                    ));
+                }
+            }
+        }
         row.recorded(&report, answered);
         own.compare(running, tracer, "after probes", &mut row.mistakes)?;
         row.own = own.words();

@@ -318,6 +318,7 @@ fn site_report(
         verdict: level.max(Level::Ok),
         rule: found.map_or("", |found| found.rule),
         evidence: found.map_or_else(String::new, |found| found.sentence.clone()),
+        confirmed: site.leaked,
         judged: level > Level::NotYet,
         verdict_after_seconds: found
             .map(|found| seconds(found.since_ns.saturating_sub(facts.watched_since_ns))),

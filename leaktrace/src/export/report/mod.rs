@@ -246,6 +246,9 @@ pub struct SiteReport {
     pub rule: &'static str,
     /// The evidence as a sentence; "" when ok.
     pub evidence: String,
+    /// How many of its goroutines the Go runtime itself found to have leaked, when it was asked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub confirmed: u64,
     /// Whether enough was seen to judge.
     pub judged: bool,
     /// How long after the first count it was judged so, in seconds; only of suspects and leaks.
