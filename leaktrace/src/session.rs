@@ -350,7 +350,7 @@ impl Session {
             own.asked = None;
             match answer {
                 Ok(address) => {
-                    tracing::debug!(pid, %address, "the program was asked about its leaks")
+                    tracing::debug!(pid, %address, "the program was asked about its leaks");
                 }
                 Err(reason) => {
                     own.not_before_ns = now_ns.saturating_add(LONG_PAUSE_NS);
