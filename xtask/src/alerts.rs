@@ -157,6 +157,7 @@ fn rendered(series: &Series) -> Result<String> {
         "# Recorded from a real run by `cargo xtask alerts`: {SHOP} (fixtures/handler-timeout, Go 1.27.3) leaks, and is replaced by\n\
          # its healthy twin before scrape {REPLACED}; catalogue is healthy all the time. A scrape every {} seconds; nothing was edited.\n\
          rule_files: [leaktrace.rules.yml]\n\
+         group_eval_order: [leaktrace-records, leaktrace-leaks, leaktrace-itself]\n\
          evaluation_interval: {}s\n\
          tests:\n  - name: a real leak, and its end\n    interval: {}s\n    input_series:\n",
         STEP.as_secs(),

@@ -1,11 +1,14 @@
 //! `leaktrace top`: a live table in the terminal.
 
+use std::os::fd::AsFd as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use ratatui::crossterm::tty::IsTty;
@@ -97,7 +100,10 @@ fn drive(
             draw_on(terminal, &top)?;
         }
         changed = false;
-        if !event::poll(DRAIN_EVERY).context("cannot read keys")? {
+        if terminal_is_gone(DRAIN_EVERY)? {
+            return Ok(());
+        }
+        if !event::poll(Duration::ZERO).context("cannot read keys")? {
             continue;
         }
         match event::read().context("cannot read keys")? {
@@ -116,6 +122,21 @@ fn drive(
         draw_on(terminal, &top)?;
     }
     Ok(())
+}
+
+/// Waits for a key, or so long; whether nobody can press one any more. The library that reads keys would try again for
+/// ever where a terminal was torn away.
+fn terminal_is_gone(wait: Duration) -> anyhow::Result<bool> {
+    let stdin = std::io::stdin();
+    let mut keys = [PollFd::new(stdin.as_fd(), PollFlags::POLLIN)];
+    let wait = PollTimeout::try_from(wait).unwrap_or(PollTimeout::ZERO);
+    match poll(&mut keys, wait) {
+        // A signal: whoever waits looks at what it was.
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno).context("cannot wait for keys"),
+    }
+    let gone = PollFlags::POLLHUP | PollFlags::POLLERR | PollFlags::POLLNVAL;
+    Ok((keys.iter()).any(|keys| keys.revents().is_some_and(|found| found.intersects(gone))))
 }
 
 fn draw_on(terminal: &mut DefaultTerminal, top: &Top) -> anyhow::Result<()> {

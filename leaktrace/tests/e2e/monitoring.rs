@@ -53,6 +53,8 @@ fn every_metric_is_documented_and_no_other() {
         .filter_map(|line| line.strip_prefix("| `"));
     let documented: BTreeSet<String> = rows
         .filter_map(|row| Some(row.split_once('`')?.0.to_owned()))
+        // Recording rules have a colon in front of that word.
+        .filter(|name| name.starts_with("leaktrace_"))
         .collect();
     assert_eq!(documented, exported());
 }

@@ -75,6 +75,33 @@ fn a_leak_is_found_and_looked_into_and_the_terminal_given_back() {
     terminal.is_a_shell_again("2");
 }
 
+#[test]
+fn it_ends_when_its_terminal_is_torn_away() {
+    let Some(program) = needs::program("handler-timeout", "1.27.3", &[]) else {
+        return;
+    };
+    let Some(terminal) = Terminal::open("torn") else {
+        return;
+    };
+    let tool = env!("CARGO_BIN_EXE_leaktrace");
+    // Nobody tells it: no shell and no session that would send SIGHUP.
+    let command = format!("{tool} top --pid {}", program.pid());
+    terminal.line(&format!("trap '' HUP; {command}"));
+    terminal.wait_for("main.handle");
+    drop(terminal);
+    let deadline = Instant::now() + PATIENCE;
+    while Command::new("pgrep")
+        .args(["-f", &format!("^{command}$")])
+        .stdout(Stdio::null())
+        .status()
+        .expect("pgrep runs")
+        .success()
+    {
+        assert!(Instant::now() < deadline, "top goes on without a terminal");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// A shell in a tmux of its own. Dropping it ends both.
 pub struct Terminal {
     socket: String,
