@@ -1,7 +1,8 @@
 //! Functions of a program as bytes: what the finders of probe sites and globals look at.
 //!
 //! Form: machine (0 amd64, 1 arm64), minor release; then for each function the length of its name (a byte), the name,
-//! its entry (4 bytes), the length of its code (2 bytes), the code.
+//! its entry (4 bytes), the length of its code (2 bytes), the code. One without a name and code says from where on nothing
+//! is in the file, only zeroes in memory.
 
 use leaktrace::address::{FileOffset, VirtAddr};
 use leaktrace::resolve::Arch;
@@ -15,6 +16,8 @@ pub struct Functions {
     /// The minor release that they claim to be from.
     pub go_minor: u32,
     functions: Vec<(String, u64, Vec<u8>)>,
+    /// Where the variables begin that are zero at the start.
+    zero_from: u64,
 }
 
 impl Functions {
@@ -28,12 +31,17 @@ impl Functions {
         };
         let go_minor = 18 + u32::from(take(data, 1).first().copied().unwrap_or(0)) % 12;
         let mut functions = Vec::new();
+        let mut zero_from = u64::MAX;
         while !data.is_empty() {
             let length = number(data, 1);
             let name = take(data, usize::try_from(length).unwrap_or(0));
             let entry = number(data, 4);
             let length = number(data, 2);
             let code = take(data, usize::try_from(length).unwrap_or(0));
+            if name.is_empty() && code.is_empty() {
+                zero_from = entry;
+                continue;
+            }
             let name = String::from_utf8_lossy(name).into_owned();
             functions.push((name, entry, code.to_vec()));
         }
@@ -41,12 +49,18 @@ impl Functions {
             arch,
             go_minor,
             functions,
+            zero_from,
         }
     }
 
     /// Writes the form.
     #[must_use]
-    pub fn encode(arch: Arch, go_minor: u32, functions: &[Function]) -> Vec<u8> {
+    pub fn encode(
+        arch: Arch,
+        go_minor: u32,
+        functions: &[Function],
+        zero_from: VirtAddr,
+    ) -> Vec<u8> {
         let minor = u8::try_from(go_minor.saturating_sub(18)).unwrap_or(0);
         let mut bytes = vec![u8::from(arch == Arch::Arm64), minor];
         for function in functions {
@@ -64,6 +78,11 @@ impl Functions {
             bytes.extend(entry.to_le_bytes());
             bytes.extend(length.to_le_bytes());
             bytes.extend(code);
+        }
+        if let Ok(zero_from) = u32::try_from(zero_from.0) {
+            bytes.push(0);
+            bytes.extend(zero_from.to_le_bytes());
+            bytes.extend(0_u16.to_le_bytes());
         }
         bytes
     }
@@ -92,7 +111,7 @@ impl CodeView for Functions {
     }
 
     fn file_offset(&self, address: VirtAddr) -> Option<FileOffset> {
-        Some(FileOffset(address.0))
+        (address.0 < self.zero_from).then_some(FileOffset(address.0))
     }
 
     fn symbol(&self, _: &str) -> Option<(VirtAddr, u64)> {

@@ -81,13 +81,9 @@ pub struct Record {
     /// How long to watch: 90s, 5m, 1h. Ctrl-C ends it early, with the report.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub duration: Duration,
-    /// What the probes hear.
-    #[arg(long, value_name = "LEVEL", default_value = "auto")]
-    pub events: EventsLevel,
-    /// What the program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
-    /// lose more; what is alive is counted all the same.
-    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
-    pub budget: Allowed,
+    #[command(flatten)]
+    /// What is heard of it.
+    pub hearing: Hearing,
     /// Take what tunes the rules (`[rules]`) from this file, as the daemon does.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -112,13 +108,9 @@ pub struct Explain {
     /// How long to watch: 90s, 5m, 1h. Ctrl-C ends it early, with the answer.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = duration)]
     pub duration: Duration,
-    /// What the probes hear.
-    #[arg(long, value_name = "LEVEL", default_value = "auto")]
-    pub events: EventsLevel,
-    /// What the program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
-    /// lose more; what is alive is counted all the same.
-    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
-    pub budget: Allowed,
+    #[command(flatten)]
+    /// What is heard of it.
+    pub hearing: Hearing,
     #[command(flatten)]
     /// Where the answer goes.
     pub output: Output,
@@ -128,21 +120,8 @@ pub struct Explain {
 #[derive(Debug, Args)]
 pub struct Top {
     #[command(flatten)]
-    /// Whom to watch.
-    pub whom: Whom,
-    /// Time between two counts of what is alive.
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
-    pub interval: Duration,
-    /// What the probes hear.
-    #[arg(long, value_name = "LEVEL", default_value = "auto")]
-    pub events: EventsLevel,
-    /// What a program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
-    /// lose more; what is alive is counted all the same.
-    #[arg(long, value_name = "SHARE", default_value = "1%", value_parser = budget)]
-    pub budget: Allowed,
-    /// What all traced programs of this host together may lose.
-    #[arg(long, value_name = "SHARE", default_value = "5%", value_parser = budget)]
-    pub host_budget: Allowed,
+    /// Whom to watch, and how.
+    pub watching: Watching,
 }
 
 /// Arguments of `daemon`.
@@ -153,27 +132,50 @@ pub struct Daemon {
     #[arg(long)]
     pub confirm: bool,
     #[command(flatten)]
-    /// Whom to watch.
-    pub whom: Whom,
+    /// Whom to watch, and how.
+    pub watching: Watching,
     /// File to read settings from, as `leaktrace generate config` prints it; SIGHUP reads it again.
     #[arg(long, value_name = "FILE", env = "LEAKTRACE_CONFIG")]
     pub config: Option<PathBuf>,
     /// Address to serve on; port 0 takes a free one, which the log tells. [default: 127.0.0.1:9779]
     #[arg(long, value_name = "ADDRESS", env = "LEAKTRACE_LISTEN")]
     pub listen: Option<SocketAddr>,
-    /// Time between two counts of what is alive. [default: 5s]
-    #[arg(long, value_name = "TIME", env = "LEAKTRACE_INTERVAL", value_parser = duration)]
-    pub interval: Option<Duration>,
-    /// What the probes hear. [default: auto]
-    #[arg(long, value_name = "LEVEL", env = "LEAKTRACE_EVENTS")]
-    pub events: Option<EventsLevel>,
+    /// File that asks clients for a password, a certificate or TLS, in the format of Prometheus' exporters (web
+    /// configuration file); read again when it or a file that it names changes.
+    #[arg(long, value_name = "FILE", env = "LEAKTRACE_WEB_CONFIG_FILE")]
+    pub web_config_file: Option<PathBuf>,
+    /// Who is shown stacks and paths of executables. [default: auto]
+    #[arg(long, value_name = "WHO", env = "LEAKTRACE_DETAILS")]
+    pub details: Option<Details>,
     /// Folder in which the kubelet keeps logs. [default: /var/log]
     #[arg(long, value_name = "DIR", env = "LEAKTRACE_POD_LOGS")]
     pub pod_logs: Option<PathBuf>,
+}
+
+/// What is heard of a program, and what that may cost it. What is not said is as [`Config`](crate::config::Config) has it.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Hearing {
+    /// What the probes hear. [default: auto]
+    #[arg(long, value_name = "LEVEL", env = "LEAKTRACE_EVENTS")]
+    pub events: Option<EventsLevel>,
     /// What a program may lose to the probes, as a part of one core: 1%, 0.5%, or off. Less is heard when it would
     /// lose more; what is alive is counted all the same. [default: 1%]
     #[arg(long, value_name = "SHARE", env = "LEAKTRACE_BUDGET", value_parser = budget)]
     pub budget: Option<Allowed>,
+}
+
+/// Whom `daemon` and `top` watch, and how.
+#[derive(Debug, Args)]
+pub struct Watching {
+    #[command(flatten)]
+    /// Whom to watch.
+    pub whom: Whom,
+    /// Time between two counts of what is alive. [default: 5s; of `top` 1s]
+    #[arg(long, value_name = "TIME", env = "LEAKTRACE_INTERVAL", value_parser = duration)]
+    pub interval: Option<Duration>,
+    #[command(flatten)]
+    /// What is heard of each.
+    pub hearing: Hearing,
     /// What all traced programs of this host together may lose. [default: 5%]
     #[arg(long, value_name = "SHARE", env = "LEAKTRACE_HOST_BUDGET", value_parser = budget)]
     pub host_budget: Option<Allowed>,
@@ -349,6 +351,17 @@ pub enum EventsLevel {
     Full,
     /// Nothing: only count what is alive.
     None,
+}
+
+/// Who is shown stacks and paths of executables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Details {
+    /// Who asks from this machine by its address or as localhost, and who has shown a password or a certificate.
+    Auto,
+    /// Everybody who reaches the daemon.
+    Always,
+    /// Nobody.
+    Never,
 }
 
 /// What a program may lose.

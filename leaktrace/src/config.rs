@@ -8,7 +8,7 @@ use glob::Pattern;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::budget::Share;
-use crate::cli::{Allowed, EventsLevel, budget, duration};
+use crate::cli::{Allowed, Details, EventsLevel, budget, duration};
 use crate::target::selection::Patterns;
 use crate::verdict;
 
@@ -21,6 +21,11 @@ pub const TEMPLATE: &str = include_str!("config.toml");
 pub struct Config {
     /// Address to serve on.
     pub listen: SocketAddr,
+    /// Where it is said who may ask; "" for no such file.
+    pub web_config_file: PathBuf,
+    /// Who is shown stacks and paths.
+    #[serde(deserialize_with = "details")]
+    pub details: Details,
     /// Time between two counts of one target.
     #[serde(deserialize_with = "time")]
     pub interval: Duration,
@@ -51,6 +56,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 9779)),
+            web_config_file: PathBuf::new(),
+            details: Details::Auto,
             interval: Duration::from_secs(5),
             events: EventsLevel::Auto,
             budget: Allowed(Some(Share::DEFAULT)),
@@ -174,6 +181,12 @@ fn events<'de, D: Deserializer<'de>>(from: D) -> Result<EventsLevel, D::Error> {
         .map_err(|_| D::Error::custom(format!("\"{text}\" is not auto, lifecycle, full or none")))
 }
 
+fn details<'de, D: Deserializer<'de>>(from: D) -> Result<Details, D::Error> {
+    let text = String::deserialize(from)?;
+    clap::ValueEnum::from_str(&text, false)
+        .map_err(|_| D::Error::custom(format!("\"{text}\" is not auto, always or never")))
+}
+
 fn other_events<'de, D: Deserializer<'de>>(from: D) -> Result<Option<EventsLevel>, D::Error> {
     events(from).map(Some)
 }
@@ -278,6 +291,10 @@ mod tests {
             (
                 "events = \"all\"",
                 "line 1: \"all\" is not auto, lifecycle, full or none",
+            ),
+            (
+                "details = \"all\"",
+                "line 1: \"all\" is not auto, always or never",
             ),
             ("[watch]\nexe = [\"[\"]", "line 2: \"[\": "),
             (

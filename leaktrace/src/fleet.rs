@@ -177,6 +177,21 @@ impl Fleet {
         Ok(())
     }
 
+    /// From now on targets may lose so much. Where there was no budget or is none any more, that is so for those that are taken
+    /// in later.
+    pub fn change_budget(&mut self, budget: Budget) {
+        self.budget = budget;
+        if let Some(tracer) = &mut self.tracer {
+            // What all may lose is divided in the next step.
+            tracer.divided_ns = 0;
+        }
+        if let Some(share) = budget.target {
+            for session in self.sessions.values_mut() {
+                session.set_share(share);
+            }
+        }
+    }
+
     /// Books what the probes cost, and puts them on and takes them off as the budget wants it.
     fn govern(&mut self, now_ns: u64) {
         let Some(tracer) = &mut self.tracer else {
@@ -255,10 +270,13 @@ impl Fleet {
         let waits = (self.tracer.as_ref())
             .map(|tracer| session.waits(&look, &tracer.probes))
             .unwrap_or_default();
+        if let Some(tracer) = &self.tracer {
+            session.note_losses(&tracer.probes, self.undecodable);
+        }
         let drift = session.book(look);
         session.note_waits(waits);
         if let Some(tracer) = &self.tracer {
-            session.note_counters(&tracer.probes, self.undecodable);
+            session.note_counters(&tracer.probes);
         }
         Ok(drift)
     }

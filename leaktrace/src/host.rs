@@ -152,7 +152,7 @@ pub fn judge(facts: &Facts) -> Judgement {
             "without influence on a user with CAP_PERFMON",
         ),
         yama(facts),
-        capabilities(facts.capabilities),
+        capabilities(facts),
         pid_namespace(facts.first_pid_namespace),
         memory(facts),
         trial(&facts.probe),
@@ -270,9 +270,9 @@ fn yama(facts: &Facts) -> Finding {
     }
 }
 
-fn capabilities(bits: Option<u64>) -> Finding {
+fn capabilities(facts: &Facts) -> Finding {
     let name = "capabilities";
-    let Some(bits) = bits else {
+    let Some(bits) = facts.capabilities else {
         return warning(
             name,
             "/proc/self/status does not tell",
@@ -281,6 +281,7 @@ fn capabilities(bits: Option<u64>) -> Finding {
     };
     let known = [
         ("CAP_SYS_PTRACE", CAP_SYS_PTRACE),
+        ("CAP_DAC_READ_SEARCH", CAP_DAC_READ_SEARCH),
         ("CAP_PERFMON", CAP_PERFMON),
         ("CAP_BPF", CAP_BPF),
         ("CAP_SYS_ADMIN", CAP_SYS_ADMIN),
@@ -294,20 +295,35 @@ fn capabilities(bits: Option<u64>) -> Finding {
             .collect::<Vec<_>>()
             .join(", "),
     };
-    // CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON (include/linux/capability.h).
-    let for_probes = has(bits, CAP_SYS_ADMIN) || has(bits, CAP_BPF) && has(bits, CAP_PERFMON);
     let found = format!("effective: {}; lacking: {}", names(&held), names(&lacking));
-    if for_probes && has(bits, CAP_SYS_PTRACE) {
-        ok(name, found)
-    } else if for_probes {
-        warning(
+    let admin = has(bits, CAP_SYS_ADMIN);
+    // CAP_SYS_ADMIN stands in for CAP_BPF and CAP_PERFMON (include/linux/capability.h).
+    if !admin && !(has(bits, CAP_BPF) && has(bits, CAP_PERFMON)) {
+        return failed(name, found, AS_ROOT);
+    }
+    if !admin && facts.features.ring_buffer == Offer::There && facts.probe.is_err() {
+        // kernel/events/core.c, perf_uprobe_event_init since "perf: Revert to requiring CAP_SYS_ADMIN for uprobes".
+        return failed(
+            name,
+            found,
+            "give leaktrace CAP_SYS_ADMIN: kernels since July 2025 let nobody else put on uprobes (CVE-2025-38466)",
+        );
+    }
+    if !has(bits, CAP_SYS_PTRACE) {
+        return warning(
             name,
             found,
             "without CAP_SYS_PTRACE only this user's processes can be read",
-        )
-    } else {
-        failed(name, found, AS_ROOT)
+        );
     }
+    if !has(bits, CAP_DAC_READ_SEARCH) {
+        return warning(
+            name,
+            found,
+            "without CAP_DAC_READ_SEARCH only this user's processes can be looked into",
+        );
+    }
+    ok(name, found)
 }
 
 fn pid_namespace(first: Option<bool>) -> Finding {
@@ -374,9 +390,11 @@ fn may_ptrace(facts: &Facts) -> bool {
         .is_some_and(|bits| has(bits, CAP_SYS_PTRACE))
 }
 
-const AS_ROOT: &str = "run as root, or give leaktrace CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE";
+const AS_ROOT: &str =
+    "run as root, or give leaktrace CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH";
 
 // include/uapi/linux/capability.h
+const CAP_DAC_READ_SEARCH: u32 = 2;
 const CAP_SYS_PTRACE: u32 = 19;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
@@ -459,6 +477,31 @@ mod tests {
                 .iter()
                 .all(|finding| finding.mend.is_none())
         );
+    }
+
+    #[test]
+    fn a_kernel_that_wants_more_for_uprobes_is_named() {
+        let mut facts = good();
+        let four = [CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, CAP_PERFMON, CAP_BPF];
+        let bits = |list: &[u32]| Some(list.iter().fold(0, |bits, one| bits | 1 << one));
+        facts.capabilities = bits(&four);
+        assert_eq!(failures(&facts), [""; 0]);
+        facts.probe = Err("no permission".to_owned());
+        assert!(failures(&facts).contains(&"capabilities"));
+        let capabilities = |facts: &Facts| {
+            let mut findings = judge(facts).findings.into_iter();
+            findings.find(|finding| finding.name == "capabilities")
+        };
+        let mend = |facts: &Facts| capabilities(facts).and_then(|found| found.mend);
+        assert!(mend(&facts).is_some_and(|mend| mend.contains("CAP_SYS_ADMIN")));
+        // Each of the others is missed by its name.
+        facts.probe = good().probe;
+        for lacking in 0..four.len() {
+            let mut some = four.to_vec();
+            some.remove(lacking);
+            facts.capabilities = bits(&some);
+            assert!(mend(&facts).is_some(), "{lacking}");
+        }
     }
 
     #[test]

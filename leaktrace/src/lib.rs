@@ -59,6 +59,12 @@ pub mod export;
 // The same on a terminal, live.
 pub mod top;
 
+// Who may ask the daemon?
+pub mod web;
+
+// What is leaktrace itself allowed to do?
+pub mod privilege;
+
 // Can this machine be traced?
 pub mod host;
 

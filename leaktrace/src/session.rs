@@ -31,6 +31,7 @@ use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, P
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
 use crate::target::inquiry::Inquiry;
+use crate::target::room::Room;
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
 use crate::verdict::{self, Moment, Standings};
@@ -50,6 +51,8 @@ pub struct Session {
     /// When the process started: CLOCK_MONOTONIC, nanoseconds.
     started_ns: u64,
     watch: Option<Watch>,
+    /// Its memory at the last census.
+    room: Room,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
     counted_ns: u64,
@@ -71,6 +74,8 @@ struct Watch {
     hits: [u64; Kind::COUNT as usize],
     lost: [u64; Loss::COUNT as usize],
     undecodable: u64,
+    /// When it was last looked whether events were lost.
+    lost_read_ns: u64,
     cost: governed::Cost,
     blocked: Vec<BlockedTime>,
 }
@@ -79,6 +84,7 @@ struct Watch {
 pub struct Look {
     census: Census,
     places: Option<Places>,
+    room: Room,
     /// How long it took to see who could still be woken, when that was wanted.
     reached: Option<Duration>,
 }
@@ -142,6 +148,7 @@ impl Session {
             standings: Standings::default(),
             started_ns,
             watch: None,
+            room: Room::default(),
             watched_since_ns: None,
             counted_ns: 0,
             confirmation: Confirmation::default(),
@@ -205,6 +212,7 @@ impl Session {
             hits: Default::default(),
             lost: Default::default(),
             undecodable: 0,
+            lost_read_ns: now_ns,
             cost: governed::Cost::new(terms, level, &plan.points, &self.process, now_ns),
             blocked: Vec::new(),
         });
@@ -288,10 +296,12 @@ impl Session {
         } else {
             None
         };
+        let room = Room::of(self.process.id.pid);
         self.still_there()?;
         Ok(Look {
             census,
             places,
+            room,
             reached: reach.then(|| began.elapsed()),
         })
     }
@@ -299,6 +309,7 @@ impl Session {
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
     pub fn book(&mut self, look: Look) -> Drift {
         let looked = look.places.is_some();
+        self.room = look.room;
         if let Some(places) = look.places {
             self.places = places;
         }
@@ -373,12 +384,28 @@ impl Session {
         Ok(self.book(look))
     }
 
-    /// Notes what the probes have counted, for the next report. `undecodable` is of the ring that all targets share.
-    pub fn note_counters(&mut self, probes: &Probes, undecodable: u64) {
+    /// Tells the books when events were lost since the last call; `undecodable` is of the ring that all targets share.
+    /// Every event from before must have been applied.
+    pub fn note_losses(&mut self, probes: &Probes, undecodable: u64) {
+        let Some(watch) = &mut self.watch else {
+            return;
+        };
+        let now_ns = monotonic_ns();
+        let lost = probes.lost(&watch.attached);
+        let grown = (Loss::ALL.into_iter().zip(lost))
+            .zip(watch.lost)
+            .any(|((cause, now), before)| is_of_events(cause) && now > before);
+        if grown || undecodable > watch.undecodable {
+            self.ledger.missed(watch.lost_read_ns);
+        }
+        (watch.lost, watch.undecodable) = (lost, undecodable);
+        watch.lost_read_ns = now_ns;
+    }
+
+    /// Notes what the probes have counted, for the next report.
+    pub fn note_counters(&mut self, probes: &Probes) {
         if let Some(watch) = &mut self.watch {
             watch.hits = probes.hits(&watch.attached);
-            watch.lost = probes.lost(&watch.attached);
-            watch.undecodable = undecodable;
             watch.cost.counted = watch.cost.moment(&self.process, self.counted_ns);
             if watch.cost.was_full() {
                 watch.blocked = probes.blocked_times(&watch.attached);
@@ -447,7 +474,8 @@ impl Session {
                     self.process.exe.to_string_lossy().into_owned(),
                     &self.program,
                 )
-                .at(&self.process.whereabouts),
+                .at(&self.process.whereabouts)
+                .with(self.room),
                 program: &self.program,
                 wait_reasons: &self.wait_reasons,
                 places: &self.places,
@@ -612,6 +640,14 @@ pub fn kind_name(kind: Kind) -> &'static str {
         Kind::Stopped => "stopped",
         Kind::Rearmed => "rearmed",
         Kind::Fired => "fired",
+    }
+}
+
+/// Whether something that happened is not heard of, or not what it was.
+fn is_of_events(cause: Loss) -> bool {
+    match cause {
+        Loss::RingFull | Loss::ReadFault | Loss::UnknownSlot | Loss::OverBudget => true,
+        Loss::StacksFull | Loss::WaitsFull => false,
     }
 }
 

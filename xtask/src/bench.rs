@@ -14,6 +14,7 @@ use crate::{demo, go};
 
 mod census;
 mod daemon;
+mod http;
 mod ledger;
 mod placement;
 mod plot;
@@ -25,7 +26,7 @@ pub use daemon::Daemon;
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Sections to measure, by default all: placement, slow-down, census, ledger, daemon, verdict
+    /// Sections to measure, by default all: placement, slow-down, http, census, ledger, daemon, verdict
     #[arg(value_name = "SECTION")]
     sections: Vec<String>,
     /// Pairs of an untraced and a traced stretch of which medians are taken
@@ -34,7 +35,7 @@ pub struct Arguments {
     /// Seconds of a stretch under the default settings; other stretches are a tenth as long
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=3600))]
     seconds: u32,
-    /// Of the slow-down only this program: spawn-storm, ping-pong, timer-storm or http-mixed
+    /// Of the slow-down only this program: spawn-storm, ping-pong or timer-storm
     #[arg(long)]
     program: Option<String>,
     /// Go release of the traced programs
@@ -53,7 +54,7 @@ pub struct Section {
 type Measure = fn(&Setup) -> Result<Section>;
 
 /// The sections in their order: name, heading, and what measures it.
-const SECTIONS: [(&str, &str, Measure); 6] = [
+const SECTIONS: [(&str, &str, Measure); 7] = [
     (
         "placement",
         "One hit, by where the probe sits",
@@ -64,6 +65,7 @@ const SECTIONS: [(&str, &str, Measure); 6] = [
         "Programs that do nothing but what is probed",
         slow_down::run,
     ),
+    ("http", "What the clients of a server notice", http::run),
     ("census", "Counting everything", census::run),
     ("ledger", "Booking events", ledger::run),
     ("daemon", "The daemon itself", daemon::run),
@@ -127,17 +129,31 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             fs::write(doc.join(file), svg)?;
         }
     }
+    let path = doc.join("cost.md");
+    // Sections that were measured on another machine stay as they are.
+    let before = fs::read_to_string(&path).unwrap_or_default();
     let mut document = String::from(HEAD);
     for (name, heading, _) in SECTIONS {
-        match fs::read_to_string(kept.join(format!("{name}.md"))) {
-            Ok(text) => document += &format!("\n{text}"),
-            Err(_) => document += &format!("\n## {heading}\n\nNot measured on this machine yet.\n"),
-        }
+        let text = fs::read_to_string(kept.join(format!("{name}.md"))).ok();
+        document += "\n";
+        document += &text
+            .or_else(|| section(&before, heading))
+            .unwrap_or_else(|| format!("## {heading}\n\nNot measured yet.\n"));
     }
-    let path = doc.join("cost.md");
     fs::write(&path, document).with_context(|| format!("writing {}", path.display()))?;
     println!("\nwritten to {}", path.display());
     Ok(())
+}
+
+/// One section of a document, with its heading.
+fn section(document: &str, heading: &str) -> Option<String> {
+    let begin = document.find(&format!("## {heading}\n"))?;
+    let text = document.get(begin..)?;
+    let end = text
+        .get(3..)?
+        .find("\n## ")
+        .map_or(text.len(), |end| end + 3);
+    Some(text.get(..end)?.trim_end().to_owned() + "\n")
 }
 
 const HEAD: &str = "# What leaktrace costs\n\n\
@@ -182,4 +198,17 @@ pub fn median(numbers: &[f64]) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::section;
+
+    #[test]
+    fn a_section_ends_where_the_next_begins() {
+        let document = "# Title\n\n## One\n\n1\n\n## Two\n\n2\n";
+        assert_eq!(section(document, "One").as_deref(), Some("## One\n\n1\n"));
+        assert_eq!(section(document, "Two").as_deref(), Some("## Two\n\n2\n"));
+        assert_eq!(section(document, "Three"), None);
+    }
 }

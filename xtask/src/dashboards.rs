@@ -1,5 +1,7 @@
 //! `cargo xtask dashboards`: writes the Grafana dashboards of `deploy/grafana/` from the tables below.
 
+mod typed;
+
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
@@ -12,6 +14,9 @@ pub struct Arguments {
     /// Write nothing; fail if a file is not what would be written
     #[arg(long)]
     check: bool,
+    /// Also hold them against Grafana's own types, of npm and PyPI
+    #[arg(long)]
+    typed: bool,
 }
 
 /// One dashboard.
@@ -19,7 +24,7 @@ struct Dashboard {
     uid: &'static str,
     title: &'static str,
     /// Variables that narrow it down, each with the query for its values.
-    variables: &'static [(&'static str, &'static str)],
+    variables: &'static [Variable],
     panels: &'static [Panel],
 }
 
@@ -49,24 +54,42 @@ const fn panel(
     }
 }
 
-const TARGETS: (&str, &str) = ("target", "label_values(leaktrace_target_up, target)");
-const SITES: (&str, &str) = (
+/// A variable: its name, the query for its values, and what stands for all of them: "" is a list of the values.
+type Variable = (&'static str, &'static str, &'static str);
+
+/// Processes outside Kubernetes have no namespace: all of them is whatever there is.
+const NAMESPACES: Variable = (
+    "namespace",
+    "label_values(leaktrace_target_info, namespace)",
+    ".*",
+);
+/// Listed, so that all of them are those of the chosen namespaces.
+const TARGETS: Variable = (
+    "target",
+    "label_values(leaktrace_target_info{namespace=~\"$namespace\"}, target)",
+    "",
+);
+const SITES: Variable = (
     "site",
     "label_values(leaktrace_goroutines_created_total{target=~\"$target\"}, site)",
+    ".*",
 );
 
 const DASHBOARDS: [Dashboard; 3] = [
     Dashboard {
         uid: "leaktrace-fleet",
         title: "leaktrace: fleet",
-        variables: &[],
+        variables: &[NAMESPACES, TARGETS],
         panels: &[
             panel(
                 "stat",
                 "Leaking lines",
                 "short",
                 6,
-                &[("count(leaktrace_leak == 1) or vector(0)", "")],
+                &[(
+                    "count(leaktrace_leak{target=~\"$target\"} == 1) or vector(0)",
+                    "",
+                )],
             ),
             panel(
                 "stat",
@@ -74,7 +97,7 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "short",
                 6,
                 &[(
-                    "count(count by (target) (leaktrace_leak == 1)) or vector(0)",
+                    "count(count by (target) (leaktrace_leak{target=~\"$target\"} == 1)) or vector(0)",
                     "",
                 )],
             ),
@@ -83,7 +106,7 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "Services watched",
                 "short",
                 6,
-                &[("sum(leaktrace_target_up)", "")],
+                &[("sum(leaktrace_target_up{target=~\"$target\"})", "")],
             ),
             panel(
                 "stat",
@@ -96,10 +119,20 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "table",
                 "Lines that leak, growth an hour",
                 "short",
-                24,
+                16,
                 &[(
-                    "sort_desc(leaktrace_leak_growth_per_hour)",
+                    "sort_desc(leaktrace_leak_growth_per_hour{target=~\"$target\"})",
                     "{{target}} {{site}}",
+                )],
+            ),
+            panel(
+                "table",
+                "Time until the memory is gone",
+                "s",
+                8,
+                &[(
+                    "sort(target:leaktrace_memory_left:seconds{target=~\"$target\"})",
+                    "{{target}}",
                 )],
             ),
             panel(
@@ -107,14 +140,20 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "Goroutines",
                 "short",
                 12,
-                &[("sum by (target) (leaktrace_goroutines)", "{{target}}")],
+                &[(
+                    "sum by (target) (leaktrace_goroutines{target=~\"$target\"})",
+                    "{{target}}",
+                )],
             ),
             panel(
                 "timeseries",
                 "Pending timers",
                 "short",
                 12,
-                &[("sum by (target) (leaktrace_timers_pending)", "{{target}}")],
+                &[(
+                    "sum by (target) (leaktrace_timers_pending{target=~\"$target\"})",
+                    "{{target}}",
+                )],
             ),
             panel(
                 "timeseries",
@@ -129,7 +168,7 @@ const DASHBOARDS: [Dashboard; 3] = [
                 "ops",
                 12,
                 &[(
-                    "sum by (target) (rate(leaktrace_probe_hits_total[$__rate_interval]))",
+                    "sum by (target) (rate(leaktrace_probe_hits_total{target=~\"$target\"}[$__rate_interval]))",
                     "{{target}}",
                 )],
             ),
@@ -138,7 +177,7 @@ const DASHBOARDS: [Dashboard; 3] = [
     Dashboard {
         uid: "leaktrace-service",
         title: "leaktrace: service",
-        variables: &[TARGETS],
+        variables: &[NAMESPACES, TARGETS],
         panels: &[
             panel(
                 "table",
@@ -179,13 +218,23 @@ const DASHBOARDS: [Dashboard; 3] = [
             ),
             panel(
                 "timeseries",
-                "Goroutine stacks",
+                "Memory",
                 "bytes",
                 12,
-                &[(
-                    "sum(leaktrace_goroutine_stack_bytes{target=~\"$target\"})",
-                    "stacks",
-                )],
+                &[
+                    (
+                        "leaktrace_target_memory_bytes{target=~\"$target\"}",
+                        "{{target}}",
+                    ),
+                    (
+                        "leaktrace_target_memory_limit_bytes{target=~\"$target\"}",
+                        "limit of {{target}}",
+                    ),
+                    (
+                        "sum by (target) (leaktrace_goroutine_stack_bytes{target=~\"$target\"})",
+                        "goroutine stacks of {{target}}",
+                    ),
+                ],
             ),
             panel(
                 "timeseries",
@@ -225,7 +274,7 @@ const DASHBOARDS: [Dashboard; 3] = [
     Dashboard {
         uid: "leaktrace-site",
         title: "leaktrace: call site",
-        variables: &[TARGETS, SITES],
+        variables: &[NAMESPACES, TARGETS, SITES],
         panels: &[
             panel(
                 "timeseries",
@@ -291,6 +340,7 @@ const DASHBOARDS: [Dashboard; 3] = [
 pub fn run(arguments: &Arguments) -> Result<()> {
     let folder = repository().join("deploy/grafana");
     fs::create_dir_all(&folder)?;
+    let mut paths = Vec::new();
     for dashboard in &DASHBOARDS {
         let path = folder.join(format!("{}.json", dashboard.uid));
         let text = format!("{:#}\n", rendered(dashboard));
@@ -305,6 +355,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
             println!("{}", path.display());
         }
+        paths.push(path);
+    }
+    if arguments.typed {
+        typed::check(&paths)?;
     }
     Ok(())
 }
@@ -315,13 +369,17 @@ fn rendered(dashboard: &Dashboard) -> Value {
     let mut variables = vec![json!({
         "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus",
     })];
-    for (name, query) in dashboard.variables {
-        variables.push(json!({
+    for (name, query, all) in dashboard.variables {
+        let mut variable = json!({
             "name": name, "type": "query", "datasource": source, "refresh": 2, "sort": 1,
-            "multi": true, "includeAll": true, "allValue": ".*",
-            "query": {"query": query, "refId": name}, "definition": query,
+            "multi": true, "includeAll": true,
+            "query": {"query": query, "refId": name},
             "current": {"text": ["All"], "value": ["$__all"]},
-        }));
+        });
+        if !all.is_empty() {
+            variable["allValue"] = json!(all);
+        }
+        variables.push(variable);
     }
     let (mut x, mut y) = (0, 0);
     let mut panels = Vec::new();
@@ -355,6 +413,6 @@ fn rendered(dashboard: &Dashboard) -> Value {
         "uid": dashboard.uid, "title": dashboard.title, "tags": ["leaktrace", "go"], "schemaVersion": 39,
         "editable": true, "refresh": "30s", "time": {"from": "now-6h", "to": "now"},
         "templating": {"list": variables}, "panels": panels,
-        "links": [{"type": "dashboards", "tags": ["leaktrace"], "title": "leaktrace", "asDropdown": true, "includeVars": true, "keepTime": true}],
+        "links": [{"type": "dashboards", "tags": ["leaktrace"], "title": "leaktrace", "icon": "external link", "tooltip": "", "asDropdown": true, "includeVars": true, "keepTime": true, "targetBlank": false}],
     })
 }

@@ -5,6 +5,8 @@
 //! toolchain to be fetched (1.18, 1.20), finished binaries with DWARF serve as well: the structures of the runtime
 //! do not depend on the program. The entry names every release and architecture that it was measured on.
 
+mod document;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -69,14 +71,25 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut text = serde_json::to_string_pretty(&table)?;
     text.push('\n');
     let path = repository().join(TABLE);
+    let document = repository().join(document::FILE);
+    let described = fs::read_to_string(&document)
+        .with_context(|| format!("reading {}", document.display()))
+        .and_then(|text| Ok((document::renewed(&text, &table)?, text)))?;
     if arguments.check {
         let kept = fs::read_to_string(&path).with_context(|| format!("reading {TABLE}"))?;
         ensure!(
             kept == text,
             "{TABLE} is not what its sources give: run `cargo xtask offsets`"
         );
+        ensure!(
+            described.0 == described.1,
+            "{} is not what the table says: run `cargo xtask offsets`",
+            document::FILE
+        );
     } else {
         fs::write(&path, text).with_context(|| format!("writing {TABLE}"))?;
+        fs::write(&document, described.0)
+            .with_context(|| format!("writing {}", document.display()))?;
     }
     for release in &table {
         println!(

@@ -1,5 +1,7 @@
 //! `cargo xtask screenshots`: the page in a real browser. A daemon watches real programs that leak; a headless Chromium
-//! opens the page, is driven by keys alone, asks axe whether everybody can use it, and takes the pictures of `doc/`.
+//! opens the page, is driven by keys alone, asks axe whether everybody can use it, and takes the pictures of `doc/`; so are the pictures of the terminal.
+
+mod terminal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +53,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "probes need root here: run it as root, or `sudo -E env PATH=\"$PATH\" cargo xtask screenshots`"
     );
     let browser = browser()?;
-    let modules = modules()?;
+    let modules = tools::npm_modules("browser", &PACKAGES)?;
     let leaktrace = build_leaktrace()?;
     let scratch = tempfile::tempdir()?;
     let mut services = Vec::new();
@@ -80,6 +82,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .status()
         .context("starting node, Debian's package nodejs")?;
     ensure!(status.success(), "the page has the faults above");
+    eprintln!("drawing the terminal");
+    let leaking = services.first().context("there are services")?;
+    terminal::take(
+        &leaktrace,
+        &browser,
+        &["--exe", &everything],
+        leaking.pid(),
+        &folder,
+    )?;
     println!(
         "The page was opened, used with the keyboard and looked at by axe without a serious finding; its pictures are in {}.",
         folder.display()
@@ -88,7 +99,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// Builds leaktrace as the tests have it: how fast it is does not show on a picture.
-fn build_leaktrace() -> Result<PathBuf> {
+pub fn build_leaktrace() -> Result<PathBuf> {
     eprintln!("building leaktrace");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
@@ -156,24 +167,4 @@ fn browser() -> Result<PathBuf> {
         tools::install(&["chromium-headless-shell", "fonts-liberation"])?;
     }
     Ok(place.to_owned())
-}
-
-/// The folder with [`PACKAGES`], fetched by npm without running anything of theirs.
-fn modules() -> Result<PathBuf> {
-    let folder = target_dir().join("npm/browser");
-    let done = folder.join(PACKAGES.join("+"));
-    if done.is_file() {
-        return Ok(folder);
-    }
-    eprintln!("fetching {} (once)", PACKAGES.join(" and "));
-    fs::create_dir_all(&folder)?;
-    fs::write(folder.join("package.json"), "{\"private\": true}\n")?;
-    let mut npm = Command::new("npm");
-    npm.args(["install", "--silent", "--ignore-scripts", "--no-audit"])
-        .args(["--no-fund", "--save-exact"])
-        .args(PACKAGES)
-        .current_dir(&folder);
-    tools::silently(&mut npm)?;
-    fs::write(done, "")?;
-    Ok(folder)
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use leaktrace_fixtures::toolchain::{PINNED, Toolchain};
 use leaktrace_fixtures::{repository, target_dir};
 
-use crate::{demo, go, servers, tools, vm_test};
+use crate::{containers, demo, go, servers, tools, vm_test};
 
 /// Go releases that a quick run builds fixtures with; a full one has all that are pinned.
 const QUICK_RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
@@ -61,6 +61,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         fuzz_targets(&cargo, &mut report);
         if !arguments.quick {
             real_servers(&mut report);
+            real_containers(&mut report);
             let doc = ["doc", "--workspace", "--no-deps"];
             report.run(
                 "docs",
@@ -94,6 +95,11 @@ fn fetch(arguments: &Arguments, report: &mut Report) {
             "tests with Debian's Go 1.19",
         ),
         (find("gcore").is_some(), "gdb", "tests with core files"),
+        (
+            find("systemd-analyze").is_some(),
+            "systemd",
+            "tests of the systemd unit",
+        ),
     ];
     for (_, package, what) in present.iter().filter(|(present, ..)| !present) {
         if let Err(error) = tools::install(&[package]) {
@@ -102,6 +108,9 @@ fn fetch(arguments: &Arguments, report: &mut Report) {
     }
     if let Err(error) = tools::prometheus() {
         report.skip("the test with a real Prometheus", &format!("{error:#}"));
+    }
+    if let Err(error) = tools::alerting() {
+        report.skip("the test with a real Alertmanager", &format!("{error:#}"));
     }
     if let Err(error) = tools::upx() {
         report.skip("the test with the packer UPX", &format!("{error:#}"));
@@ -206,6 +215,23 @@ fn real_servers(report: &mut Report) {
     let leaktrace = target_dir().join("debug/leaktrace");
     let arguments = ["servers", "--handful", "--seconds", "10", "--leaktrace"];
     report.run(step, Command::new(this).args(arguments).arg(leaktrace));
+}
+
+/// Traces Go programs in containers of containerd and docker, with the leaktrace that the tests have built.
+fn real_containers(report: &mut Report) {
+    let step = "containers";
+    let Ok(this) = env::current_exe() else {
+        return report.skip(step, "the path of xtask itself is not known");
+    };
+    if !matches!(demo::is_root(), Ok(true)) {
+        return report.skip(step, "needs root");
+    }
+    if let Err(error) = containers::fetch() {
+        return report.skip(step, &format!("{error:#}"));
+    }
+    let mut command = Command::new(this);
+    command.args(["containers", "--leaktrace"]);
+    report.run(step, command.arg(target_dir().join("debug/leaktrace")));
 }
 
 /// Compares the dashboards that are checked in with what they are generated from.

@@ -32,6 +32,7 @@ pub fn run(_: &Arguments) -> Result<()> {
     for (package, version, hash) in ESBUILD {
         println!("{}", esbuild(package, version, hash)?.display());
     }
+    alerting()?;
     upx()?;
     println!("{}", debian("trixie", "upx-ucl")?.display());
     Ok(())
@@ -175,6 +176,21 @@ pub fn debian(suite: &str, package: &str) -> Result<PathBuf> {
     Ok(place)
 }
 
+/// Prometheus 3 and Alertmanager, with the suite of each.
+const ALERTING: [(&str, &str); 3] = [
+    ("forky", "prometheus"),
+    ("forky", "promtool"),
+    ("forky", "prometheus-alertmanager"),
+];
+
+/// Fetches [`ALERTING`]: the tests look for them where [`debian`] puts them.
+pub fn alerting() -> Result<()> {
+    for (suite, package) in ALERTING {
+        println!("{}", debian(suite, package)?.display());
+    }
+    Ok(())
+}
+
 /// The packer UPX, with the libraries that it wants of its own suite: the tests look for them where [`debian`] puts them.
 pub fn upx() -> Result<()> {
     for package in [
@@ -208,6 +224,43 @@ pub fn npm(package: &str, version: &str) -> Result<PathBuf> {
     fetch(&place, |scratch| {
         let archive = npm_archive(scratch, package, version)?;
         untar(scratch, &archive)
+    })?;
+    Ok(place)
+}
+
+/// A folder of this name with packages of npm and what they need, fetched without running anything of theirs.
+pub fn npm_modules(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let folder = target_dir().join("npm").join(name);
+    let done = folder.join(packages.join("+").replace('/', "-"));
+    if done.is_file() {
+        return Ok(folder);
+    }
+    eprintln!("fetching {} (once)", packages.join(" and "));
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("package.json"), "{\"private\": true}\n")?;
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--silent", "--ignore-scripts", "--no-audit"])
+        .args(["--no-fund", "--save-exact"])
+        .args(packages)
+        .current_dir(&folder);
+    silently(&mut npm)?;
+    fs::write(done, "")?;
+    Ok(folder)
+}
+
+/// A folder of this name with a package of PyPI and what it needs, for Python's path.
+pub fn pip_packages(name: &str, package: &str) -> Result<PathBuf> {
+    let place = target_dir().join("pypi").join(name);
+    fetch(&place, |scratch| {
+        let unpacked = scratch.join("unpacked");
+        let mut pip = Command::new("python3");
+        pip.args(["-m", "pip", "--quiet", "--disable-pip-version-check"])
+            .args(["install", "--root-user-action=ignore"])
+            .args(["--only-binary=:all:", "--target"])
+            .arg(&unpacked)
+            .arg(package);
+        silently(&mut pip)?;
+        Ok(unpacked)
     })?;
     Ok(place)
 }
@@ -373,6 +426,16 @@ impl Apt {
             command.arg("-o").arg(option);
         }
         command
+    }
+}
+
+/// Installs packages unless the program that is wanted of them is there.
+pub fn need(program: &str, packages: &[&str]) -> Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders = std::env::split_paths(&path);
+    match folders.any(|folder| folder.join(program).is_file()) {
+        true => Ok(()),
+        false => install(packages),
     }
 }
 

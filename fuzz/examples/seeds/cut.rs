@@ -171,7 +171,7 @@ impl Cut<'_> {
         let globals = &self.program.globals;
         let mut names = vec![0];
         let mut symbols = vec![0; 24];
-        for (name, address, size) in [
+        let lists = [
             ("runtime.allglen", globals.allglen, 8),
             ("runtime.allgptr", globals.allgptr, 8),
             ("runtime.allp", globals.allp, 24_u64),
@@ -180,7 +180,9 @@ impl Cut<'_> {
                 globals.wait_reasons,
                 globals.wait_reason_count * 16,
             ),
-        ] {
+        ];
+        let roots = (globals.semtable).map(|address| ("runtime.semtable", address, 8));
+        for (name, address, size) in lists.into_iter().chain(roots) {
             let at = u32::try_from(names.len()).unwrap_or(0);
             symbols.extend(at.to_le_bytes());
             symbols.extend([0x11, 0, 1, 0]);

@@ -2,9 +2,7 @@
 //!
 //! Until Go 1.22 `p.timers` is a slice of `*timer` (src/runtime/time.go at go1.22: the Go 1.14 design); since
 //! Go 1.23 it is a `timers` structure with a heap of `{timer, when}` pairs. A slot may be torn, stale or
-//! doubled while the heap is sifted, so a timer counts only when it names its owner itself.
-
-use foldhash::{HashMap, HashMapExt, HashSet};
+//! doubled while the heap is sifted, so a timer counts once, and only when it names one of the heaps as its owner.
 
 use super::{
     Census, CensusError, Fields, Layout, Memory, MemoryError, for_each_structure, read_addresses,
@@ -64,6 +62,9 @@ const MOST_PS: u64 = 1 << 16;
 /// Most timers that we read, of all Ps together.
 const MOST_TIMERS: u64 = 8 << 20;
 
+/// Functions of timers that are told apart: packages time, net, context and the runtime have a dozen.
+const MOST_FUNCTIONS: usize = 4096;
+
 /// `_Pdead` (src/runtime/runtime2.go).
 const P_DEAD: u32 = 4;
 
@@ -79,44 +80,40 @@ pub(super) fn walk(
     let mut heaps = Heaps::default();
     for p in processors(memory, layout)? {
         let owner = p.offset(u64::from(p_timers));
-        match heaps.walk(memory, layout, p, owner, &mut census.unreadable) {
+        match heaps.list(memory, layout, p, owner) {
             Ok(()) => {}
             // The heap was moved while we read it: its timers are missing from this census, and counted as such.
             Err(CensusError::Memory(MemoryError::Unmapped { .. })) => census.unreadable += 1,
             Err(error) => return Err(error),
         }
     }
-    let raw = heaps.found;
-    let functions = follow(memory, raw.iter().map(|timer| timer.f))?;
-    let kind_of = |timer: &RawTimer| {
-        let function = functions.get(&timer.f).copied().unwrap_or_default();
-        (
-            function,
-            layout.timer_functions.kind(function, timer.period_ns),
-        )
-    };
-    let callbacks = follow(
-        memory,
-        raw.iter()
-            .filter(|timer| kind_of(timer).1 == Some(TimerKind::AfterFunc))
-            .map(|timer| timer.arg),
-    )?;
-    let timers = raw.iter().map(|timer| {
-        let (function, kind) = kind_of(timer);
-        let callback = match kind {
-            Some(TimerKind::AfterFunc) => callbacks.get(&timer.arg).copied().unwrap_or_default(),
-            _ => RuntimeAddr(0),
-        };
-        Timer {
-            timer: timer.timer,
-            kind,
-            when_ns: timer.when_ns,
-            period_ns: timer.period_ns,
-            function,
-            callback,
+    let mut timers = heaps.read(memory, layout, &mut census.unreadable)?;
+
+    // A handful of functions, the runtime's own and package time's; those of AfterFunc are as many as its timers.
+    let mut functions: Vec<u64> = Vec::new();
+    for timer in &timers {
+        if let Err(at) = functions.binary_search(&timer.function.0)
+            && functions.len() < MOST_FUNCTIONS
+        {
+            functions.insert(at, timer.function.0);
         }
-    });
-    census.timers = Some(timers.collect());
+    }
+    let functions = follow(memory, functions)?;
+    for timer in &mut timers {
+        timer.function = code(&functions, timer.function);
+        timer.kind = layout.timer_functions.kind(timer.function, timer.period_ns);
+    }
+    let calls_back = |timer: &Timer| timer.kind == Some(TimerKind::AfterFunc);
+    let callbacks = timers.iter().filter(|timer| calls_back(timer));
+    let callbacks = follow(memory, callbacks.map(|timer| timer.callback.0).collect())?;
+    for timer in &mut timers {
+        timer.callback = if calls_back(timer) {
+            code(&callbacks, timer.callback)
+        } else {
+            RuntimeAddr(0)
+        };
+    }
+    census.timers = Some(timers);
     Ok(())
 }
 
@@ -138,22 +135,25 @@ fn processors(memory: &dyn Memory, layout: &Layout) -> Result<Vec<RuntimeAddr>, 
     Ok(addresses.into_iter().map(RuntimeAddr).collect())
 }
 
-/// What was found in the heaps of all Ps.
+/// What the heaps of all Ps list.
 #[derive(Default)]
 struct Heaps {
-    found: Vec<RawTimer>,
+    /// Whom the timers of each heap name as their owner: the P until Go 1.22, its `timers` structure since.
+    owners: Vec<u64>,
+    /// The addresses of the timers.
+    listed: Vec<u64>,
     /// How many entries the heaps had so far.
     entries: u64,
 }
 
 impl Heaps {
-    fn walk(
+    /// Adds what the heap of one P lists.
+    fn list(
         &mut self,
         memory: &dyn Memory,
         layout: &Layout,
         p: RuntimeAddr,
         owner: RuntimeAddr,
-        unreadable: &mut u64,
     ) -> Result<(), CensusError> {
         let offsets = &layout.offsets;
         let mut status = [0; 4];
@@ -162,10 +162,11 @@ impl Heaps {
             return Ok(());
         }
         // The slice header of the heap: at p.timers until Go 1.22, in the timers structure since.
-        let (header, entry_bytes) = match offsets.timers_heap {
-            Some(heap) => (owner.offset(u64::from(heap)), 16),
-            None => (owner, 8),
+        let (header, entry_bytes, named) = match offsets.timers_heap {
+            Some(heap) => (owner.offset(u64::from(heap)), 16, owner),
+            None => (owner, 8, p),
         };
+        self.owners.push(named.0);
         let array = memory.word(header)?;
         let count = memory.word(header.offset(8))?;
         let entries = self.entries.saturating_add(count);
@@ -177,36 +178,35 @@ impl Heaps {
             });
         }
         self.entries = entries;
-        let mut addresses = read_addresses(memory, RuntimeAddr(array), count, entry_bytes)?;
-
-        let expected_owner = if offsets.timers_heap.is_some() {
-            owner
-        } else {
-            p
-        };
-        for_each_structure(
+        self.listed.extend(read_addresses(
             memory,
-            &mut addresses,
-            span(offsets),
-            unreadable,
-            |address, fields| {
-                self.found
-                    .extend(parse(layout, expected_owner, address, fields));
-            },
-        )?;
+            RuntimeAddr(array),
+            count,
+            entry_bytes,
+        )?);
         Ok(())
     }
-}
 
-/// A timer whose function values have not been followed yet.
-struct RawTimer {
-    timer: RuntimeAddr,
-    when_ns: i64,
-    period_ns: i64,
-    /// `*funcval`.
-    f: u64,
-    /// The data word of `arg`.
-    arg: u64,
+    /// Reads the timers themselves, in the order of their addresses. Their functions are not followed yet.
+    fn read(
+        mut self,
+        memory: &dyn Memory,
+        layout: &Layout,
+        unreadable: &mut u64,
+    ) -> Result<Vec<Timer>, MemoryError> {
+        self.owners.sort_unstable();
+        let owners = &self.owners;
+        // At most eight million, and pages that are not filled cost nothing.
+        let mut found = Vec::with_capacity(self.listed.len());
+        for_each_structure(
+            memory,
+            &mut self.listed,
+            span(&layout.offsets),
+            unreadable,
+            |address, fields| found.extend(parse(layout, owners, address, fields)),
+        )?;
+        Ok(found)
+    }
 }
 
 /// Bytes from the start of a `timer` to the end of the last field that we read.
@@ -229,13 +229,10 @@ fn span(offsets: &Offsets) -> usize {
     ends.max().unwrap_or(0) as usize
 }
 
-fn parse(
-    layout: &Layout,
-    owner: RuntimeAddr,
-    address: u64,
-    mut fields: Fields<'_>,
-) -> Option<RawTimer> {
+/// A pending timer as it stands there: `function` and `callback` are still the addresses of function values.
+fn parse(layout: &Layout, owners: &[u64], address: u64, mut fields: Fields<'_>) -> Option<Timer> {
     let offsets = &layout.offsets;
+    let is_owner = |named: u64| owners.binary_search(&named).is_ok();
     #[expect(clippy::cast_possible_wrap, reason = "times are signed in the runtime")]
     let mut when_ns = fields.word(offsets.timer_when as usize) as i64;
     if let Some(ts) = offsets.timer_ts {
@@ -245,7 +242,7 @@ fn parse(
             .timer_is_fake
             .is_some_and(|at| fields.byte(at as usize) != 0);
         let state = offsets.timer_state.map_or(0, |at| fields.byte(at as usize));
-        if fields.word(ts as usize) != owner.0 || state & ZOMBIE != 0 || fake {
+        if !is_owner(fields.word(ts as usize)) || state & ZOMBIE != 0 || fake {
             return None;
         }
     } else {
@@ -254,7 +251,7 @@ fn parse(
             .map_or(0, |at| fields.half(at as usize));
         // timerDeleted, timerRemoving, timerRemoved and timerNoStatus are not pending (time.go at go1.22).
         let pending = matches!(status, 1 | 2 | 6..=9);
-        if fields.word(offsets.timer_pp? as usize) != owner.0 || !pending {
+        if !is_owner(fields.word(offsets.timer_pp? as usize)) || !pending {
             return None;
         }
         // timerModifiedEarlier and timerModifiedLater keep the new time apart until the heap is sorted.
@@ -267,32 +264,41 @@ fn parse(
     }
     #[expect(clippy::cast_possible_wrap, reason = "times are signed in the runtime")]
     let period_ns = fields.word(offsets.timer_period as usize) as i64;
-    Some(RawTimer {
+    Some(Timer {
         timer: RuntimeAddr(address),
+        kind: None,
         when_ns,
         period_ns,
-        f: fields.word(offsets.timer_f as usize),
-        arg: fields.word(offsets.timer_arg as usize + 8),
+        function: RuntimeAddr(fields.word(offsets.timer_f as usize)),
+        callback: RuntimeAddr(fields.word(offsets.timer_arg as usize + 8)),
     })
 }
 
-/// The code of each function value: a `*funcval`'s first word. Those that cannot be read are left out.
+/// The code of each function value, a `*funcval`'s first word, in the order of their addresses. Those that cannot be
+/// read are left out.
 fn follow(
     memory: &dyn Memory,
-    function_values: impl Iterator<Item = u64>,
-) -> Result<HashMap<u64, RuntimeAddr>, CensusError> {
-    let distinct: HashSet<u64> = function_values.filter(|address| *address != 0).collect();
-    let mut codes = HashMap::with_capacity(distinct.len());
+    mut function_values: Vec<u64>,
+) -> Result<Vec<(u64, RuntimeAddr)>, CensusError> {
+    function_values.retain(|address| *address != 0);
+    let mut codes = Vec::with_capacity(function_values.len());
     // A function value that is gone belongs to a timer that fired meanwhile: the timer is counted, not its code.
     let mut gone = 0;
     for_each_structure(
         memory,
-        &mut distinct.into_iter().collect(),
+        &mut function_values,
         8,
         &mut gone,
-        |address, mut fields| {
-            codes.insert(address, RuntimeAddr(fields.word(0)));
-        },
+        |address, mut fields| codes.push((address, RuntimeAddr(fields.word(0)))),
     )?;
     Ok(codes)
+}
+
+/// The code of one function value; 0 when it could not be read.
+fn code(codes: &[(u64, RuntimeAddr)], function_value: RuntimeAddr) -> RuntimeAddr {
+    codes
+        .binary_search_by_key(&function_value.0, |(address, _)| *address)
+        .ok()
+        .and_then(|at| codes.get(at))
+        .map_or(RuntimeAddr(0), |(_, code)| *code)
 }

@@ -13,17 +13,24 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::front::Front;
 use super::record::{DRAIN_EVERY, level};
-use crate::cli::{Daemon, Whom};
+use super::service::Service;
+use crate::cli::{Daemon, Watching, Whom};
 use crate::config::{self, Config};
 use crate::export::server::{self, MOST_QUESTIONS, Source};
 use crate::fleet::Budget;
+use crate::privilege;
 use crate::target::Pid;
 use crate::target::selection::{Patterns, Selection};
 use crate::watcher::{Manner, Settings, Watcher};
+use crate::web::Server;
 
 /// How often what is shown is renewed.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether the files of TLS and passwords have changed.
+const LOOK_AT_FILES_EVERY: Duration = Duration::from_secs(2);
 
 /// Runs until SIGINT or SIGTERM.
 ///
@@ -43,9 +50,9 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
     let config = read(arguments.config.as_deref())?;
-    let listener = server::bind(arguments.listen.unwrap_or(config.listen)).await?;
-    let address = listener.local_addr().context("the socket has no address")?;
+    let (mut front, listener) = Front::open(arguments, &config)?;
     allow_many_files();
+    privilege::keep_what_is_needed();
 
     let settings = wanted(arguments, config);
     let selection = &settings.selection;
@@ -63,30 +70,47 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
 
     let (publish, board) = watch::channel(Arc::new(watcher.board()));
     let (questions, mut asked) = mpsc::channel(MOST_QUESTIONS);
-    tokio::spawn(server::serve(listener, Source { board, questions }));
-    tracing::info!("listening on http://{address}");
+    let source = Source { board, questions };
+    let address = listener.local_addr().context("the socket has no address")?;
+    let server = Server::start(listener, source, front.policy.clone(), || {
+        // It opens no file, and talks to clients.
+        privilege::give_up_all();
+    })?;
+    front.say_where(address);
+    let mut service = Service::find();
+    service.ready();
 
     let (mut changed, mut published) = (false, Instant::now());
     let mut tick = interval(DRAIN_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut look = interval(LOOK_AT_FILES_EVERY);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             biased;
             _ = interrupt.recv() => break,
             _ = terminate.recv() => break,
-            _ = hangup.recv() => match read(arguments.config.as_deref()) {
-                Ok(config) => {
-                    watcher.change(wanted(arguments, config));
-                    tracing::info!("the configuration was read again");
+            _ = hangup.recv() => {
+                service.reloading();
+                let again = read(arguments.config.as_deref())
+                    .and_then(|config| Ok((front.change(arguments, &config, &server)?, config)));
+                match again {
+                    Ok(((), config)) => {
+                        watcher.change(wanted(arguments, config));
+                        tracing::info!("the configuration was read again");
+                    }
+                    Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
                 }
-                Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
-            },
+                service.ready();
+            }
+            _ = look.tick() => front.look(&server),
             _ = tick.tick() => {
                 changed |= watcher.step();
                 if changed && published.elapsed() >= PUBLISH_EVERY {
                     publish.send_replace(Arc::new(watcher.board()));
                     (changed, published) = (false, Instant::now());
                 }
+                service.turn(&publish.borrow());
             }
             Some(question) = asked.recv() => {
                 let server::Ask { pid, reply } = question;
@@ -97,6 +121,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
             }
         }
     }
+    service.stopping();
     watcher.stop();
     tracing::info!("stopped");
     Ok(())
@@ -150,12 +175,17 @@ pub(super) fn selection(whom: &Whom) -> Selection {
 
 /// Options beat the file: whom they name is watched, whatever the file names.
 fn wanted(arguments: &Daemon, config: Config) -> Settings {
-    let whom = &arguments.whom;
+    let Watching {
+        whom,
+        interval,
+        hearing,
+        host_budget,
+    } = &arguments.watching;
     let (named, excluded) = patterns(whom);
     let typed = whom.all || !whom.pid.is_empty() || !named.is_empty();
     let manner = Manner {
-        level: level(arguments.events.unwrap_or(config.events)),
-        interval: arguments.interval.unwrap_or(config.interval),
+        level: level(hearing.events.unwrap_or(config.events)),
+        interval: interval.unwrap_or(config.interval),
     };
     let special = config.target.iter().map(|one| {
         let own = Manner {
@@ -180,8 +210,8 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
         manner,
         special,
         budget: Budget {
-            target: arguments.budget.unwrap_or(config.budget).0,
-            host: arguments.host_budget.unwrap_or(config.host_budget).0,
+            target: hearing.budget.unwrap_or(config.budget).0,
+            host: host_budget.unwrap_or(config.host_budget).0,
         },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
         confirm: arguments.confirm || config.confirm,

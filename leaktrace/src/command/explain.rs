@@ -21,8 +21,7 @@ pub fn run(arguments: &Explain) -> anyhow::Result<ExitCode> {
     let session = watched(
         Pid(arguments.pid),
         arguments.duration,
-        arguments.events,
-        arguments.budget,
+        arguments.hearing,
         verdict::Config::default(),
         false,
     )?;

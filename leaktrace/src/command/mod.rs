@@ -10,4 +10,7 @@ pub mod record;
 pub mod snapshot;
 pub mod top;
 
+mod front;
 mod output;
+mod progress;
+mod service;

@@ -8,7 +8,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::output;
-use crate::cli::{Allowed, EventsLevel, Record};
+use super::progress::Progress;
+use crate::cli::{EventsLevel, Hearing, Record};
+use crate::config::Config;
 use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::session::{Depth, Session};
@@ -33,8 +35,7 @@ pub fn run(arguments: &Record) -> anyhow::Result<ExitCode> {
     let session = watched(
         Pid(arguments.pid),
         arguments.duration,
-        arguments.events,
-        arguments.budget,
+        arguments.hearing,
         rules,
         arguments.confirm,
     )?;
@@ -55,31 +56,35 @@ pub(super) fn exit_code(worst: verdict::Level) -> ExitCode {
 pub(super) fn watched(
     pid: Pid,
     duration: Duration,
-    events: EventsLevel,
-    budget: Allowed,
+    hearing: Hearing,
     rules: verdict::Config,
     confirm: bool,
 ) -> anyhow::Result<Session> {
-    let mut fleet = Fleet::new(
-        level(events),
-        Budget {
-            target: budget.0,
-            host: None,
-        },
-    );
+    let usual = Config::default();
+    let level = level(hearing.events.unwrap_or(usual.events));
+    let budget = Budget {
+        target: hearing.budget.unwrap_or(usual.budget).0,
+        host: None,
+    };
+    let mut fleet = Fleet::new(level, budget);
     fleet.judge_by(rules);
     fleet.confirm(confirm);
+    let progress = Progress::begin(format!("reading the executable of process {pid}"));
     let id = fleet.open(pid)?;
-    fleet.attach(id, level(events), Scope::Process)?;
+    progress.next("putting the probes on");
+    fleet.attach(id, level, Scope::Process)?;
     if let Some(probes) = fleet.session(id)?.probes() {
         tracing::info!(pid = pid.0, probes = probes.len(), "the probes are on");
     }
+    progress.next("counting what is alive");
     fleet.census(id, Depth::Counts)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the event loop")?;
-    let ended = runtime.block_on(watch(&mut fleet, id, duration));
+    progress.next_for(format!("watching process {pid}"), duration);
+    let ended = runtime.block_on(watch(&mut fleet, id, duration, &progress));
+    drop(progress);
     let session = fleet.let_go(id).context("nothing was watched")?;
     match ended? {
         Ended::Over => {}
@@ -106,7 +111,12 @@ enum Ended {
     TargetExited,
 }
 
-async fn watch(fleet: &mut Fleet, id: TargetId, duration: Duration) -> anyhow::Result<Ended> {
+async fn watch(
+    fleet: &mut Fleet,
+    id: TargetId,
+    duration: Duration,
+    progress: &Progress,
+) -> anyhow::Result<Ended> {
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let end = Instant::now() + duration;
@@ -131,6 +141,7 @@ async fn watch(fleet: &mut Fleet, id: TargetId, duration: Duration) -> anyhow::R
             }
             _ = drain.tick() => {
                 fleet.drain();
+                progress.reached(duration.saturating_sub(end.saturating_duration_since(Instant::now())));
             }
         }
     };

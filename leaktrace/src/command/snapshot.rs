@@ -8,6 +8,7 @@ use std::rc::Rc;
 use anyhow::{Context, ensure};
 
 use super::output;
+use super::progress::Progress;
 use crate::address::LoadBias;
 use crate::census::{self, CoreFile, CoreMemory, Layout, Places};
 use crate::cli::Snapshot;
@@ -27,7 +28,9 @@ use crate::verdict::{Moment, Standings};
 pub fn run(arguments: &Snapshot) -> anyhow::Result<ExitCode> {
     let report = match (arguments.what.pid, &arguments.what.core) {
         (Some(pid), _) => {
+            let progress = Progress::begin(format!("reading the executable of process {pid}"));
             let mut session = Session::open(Pid(pid))?;
+            progress.next("counting what is alive");
             session.census(Depth::Places)?;
             session.report()
         }
@@ -41,6 +44,7 @@ pub fn run(arguments: &Snapshot) -> anyhow::Result<ExitCode> {
 
 /// The same walk over the memory that a core file kept. There is no clock in it: nothing has an age.
 fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
+    let progress = Progress::begin(format!("reading {}", path.display()));
     let file = File::open(path).context("cannot open it")?;
     let core = CoreFile::open(&file)?;
     let exe = exe.map_or_else(|| PathBuf::from(&core.exe), Path::to_path_buf);
@@ -64,6 +68,7 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     let layout = Layout::new(&program, bias);
     let wait_reasons = census::wait_reasons(&memory, &layout)?;
     let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
+    progress.next("counting what was alive");
     let census = census::take(&memory, &layout, &|| 0)?;
     let mut ledger = Ledger::default();
     ledger.reconcile(&census, &symbols);

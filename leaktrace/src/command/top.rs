@@ -21,6 +21,9 @@ use crate::target::Pid;
 use crate::top::{Shown, Top, Wish, draw};
 use crate::watcher::{Manner, Settings, Watcher};
 
+/// Time between two counts, unless another is asked for: somebody is looking.
+const INTERVAL: Duration = Duration::from_secs(1);
+
 /// How often the stacks of an open call site are looked at again.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -38,21 +41,22 @@ pub fn run(arguments: &cli::Top) -> anyhow::Result<ExitCode> {
         signal_hook::flag::register(signal, Arc::clone(&end)).context("cannot catch signals")?;
     }
     allow_many_files();
-    let selection = selection(&arguments.whom);
+    let (watching, usual) = (&arguments.watching, Config::default());
+    let selection = selection(&watching.whom);
     let (named, only_named) = (selection.pids.clone(), selection.only_pids());
     let mut watcher = Watcher::new(Settings {
         selection,
         manner: Manner {
-            level: level(arguments.events),
-            interval: arguments.interval,
+            level: level(watching.hearing.events.unwrap_or(usual.events)),
+            interval: watching.interval.unwrap_or(INTERVAL),
         },
         special: Vec::new(),
-        pod_logs: Config::default().pod_logs,
+        pod_logs: usual.pod_logs,
         confirm: false,
-        rules: Config::default().rules,
+        rules: usual.rules,
         budget: Budget {
-            target: arguments.budget.0,
-            host: arguments.host_budget.0,
+            target: watching.hearing.budget.unwrap_or(usual.budget).0,
+            host: watching.host_budget.unwrap_or(usual.host_budget).0,
         },
     });
     for pid in named {

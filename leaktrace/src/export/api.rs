@@ -1,5 +1,6 @@
 //! The shapes of `/api/v1`. Fields are only ever added within one version.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
@@ -20,7 +21,7 @@ pub struct Targets<'b> {
 #[derive(Serialize)]
 struct Listed<'b> {
     #[serde(flatten)]
-    row: &'b Row,
+    row: Cow<'b, Row>,
     #[serde(flatten)]
     summary: Option<Summary<'b>>,
 }
@@ -37,15 +38,19 @@ struct Summary<'b> {
     not_yet: usize,
 }
 
-/// Every process of the machine: whether it is traced, and if not, why.
+/// Every process of the machine: whether it is traced, and if not, why. Without `details` no path is named.
 #[must_use]
-pub fn targets(board: &Board) -> Targets<'_> {
+pub fn targets(board: &Board, details: bool) -> Targets<'_> {
     let rows = board.rows.iter();
     Targets {
         schema: SCHEMA,
         targets: rows
             .map(|row| Listed {
-                row,
+                row: if details {
+                    Cow::Borrowed(row)
+                } else {
+                    Cow::Owned(row.clone().without_path())
+                },
                 summary: row.report.as_deref().map(summary),
             })
             .collect(),

@@ -206,16 +206,6 @@ fn write_one(out: &mut String, explained: &Explained) -> fmt::Result {
         "  {} created, {} ended while watched; {:+.1} a minute",
         site.created_total, site.ended_total, site.growth_per_minute
     )?;
-    let most = (site.lifetimes.iter())
-        .flat_map(|lifetimes| &lifetimes.buckets)
-        .max_by_key(|bucket| bucket.count);
-    if let Some((count, below)) = most.and_then(|most| Some((most.count, most.below_seconds?))) {
-        writeln!(
-            out,
-            "  most of those that ended ({count}) lived less than {}",
-            text::length(below)
-        )?;
-    }
     if let Some(ages) = &explained.ages {
         let bound = match ages.lower_bounds {
             0 => String::new(),

@@ -8,6 +8,7 @@ use prometheus::{
 use std::collections::BTreeSet;
 
 use super::Report;
+use super::histograms::Histograms;
 use super::report::SiteReport;
 use crate::verdict::Level;
 use crate::watcher::board::Board;
@@ -18,17 +19,21 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 /// Sites that keep a label of their own per target and kind; the others are summed as `other`.
 pub const MOST_SITES: usize = 50;
 
+/// Sites, and pairs of site and state, that keep histograms of their own per target; the others are summed as `other`. A
+/// histogram is a dozen series.
+pub const MOST_HISTOGRAMS: usize = 10;
+
 /// Reasons of refusal that keep a label of their own; the others are summed as `other`.
 const MOST_REASONS: usize = 20;
 
 /// A target and its last report.
 type Watched<'b> = (&'b str, &'b Report);
 
-/// Everything for one scrape, in the Prometheus text format.
+/// Everything for one scrape, in the Prometheus text format; without `details` no path of an executable.
 ///
 /// # Errors
 /// When two metrics share a name or a label is malformed: a defect of this module, never of a target.
-pub fn render(board: &Board) -> Result<Vec<u8>, prometheus::Error> {
+pub fn render(board: &Board, details: bool) -> Result<Vec<u8>, prometheus::Error> {
     let registry = Registry::new();
     let build = gauge(
         "leaktrace_build_info",
@@ -50,7 +55,7 @@ pub fn render(board: &Board) -> Result<Vec<u8>, prometheus::Error> {
         .targets()
         .filter_map(|row| Some((row.target.as_str(), row.report.as_deref()?)))
         .collect();
-    register_targets(&registry, &watched, &board.node)?;
+    register_targets(&registry, &watched, &board.node, details)?;
     register_processes(&registry, board)?;
     let mut text = Vec::new();
     TextEncoder::new().encode(&registry.gather(), &mut text)?;
@@ -114,6 +119,7 @@ fn register_targets(
     registry: &Registry,
     watched: &[Watched<'_>],
     node: &str,
+    details: bool,
 ) -> Result<(), prometheus::Error> {
     let info = gauge(
         "leaktrace_target_info",
@@ -140,7 +146,7 @@ fn register_targets(
         info.with_label_values(&[
             *target,
             &facts.pid.to_string(),
-            &facts.exe,
+            if details { &facts.exe } else { "" },
             &facts.go_version,
             &facts.build_id,
             &facts.module,
@@ -156,6 +162,30 @@ fn register_targets(
         .set(1);
     }
     register(registry, info)?;
+    let memory = gauge(
+        "leaktrace_target_memory_bytes",
+        "Memory that the target holds: its resident set.",
+        &["target"],
+    )?;
+    let limit = gauge(
+        "leaktrace_target_memory_limit_bytes",
+        "Memory that the target may hold: the lowest limit of its cgroups, else the machine's memory.",
+        &["target"],
+    )?;
+    for (target, report) in watched {
+        let facts = &report.target;
+        for (gauge, bytes) in [
+            (&memory, facts.memory_bytes),
+            (&limit, facts.memory_limit_bytes),
+        ] {
+            // What is not known is left out: it would look like a program without memory.
+            if bytes > 0 {
+                gauge.with_label_values(&[target]).set(signed(bytes));
+            }
+        }
+    }
+    register(registry, memory)?;
+    register(registry, limit)?;
 
     let drift = gauge(
         "leaktrace_census_drift",
@@ -210,6 +240,8 @@ fn register_targets(
 
     register_goroutines(registry, watched)?;
     register_timers(registry, watched)?;
+    register_lifetimes(registry, watched)?;
+    register_blocked(registry, watched)?;
     register_verdicts(registry, watched)
 }
 
@@ -371,6 +403,31 @@ fn register_timers(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), p
         "Time since the oldest pending timer was armed; for one older than the tracing, how long it was watched.",
         &labels,
     )?;
+    let armed_longer = gauge(
+        "leaktrace_timers_armed_longer",
+        "Pending timers that have been armed for longer than so many seconds.",
+        &["target", "seconds"],
+    )?;
+    let forgotten = counter(
+        "leaktrace_timers_forgotten_total",
+        "Timers whose call site is not known any more: too many of them, or something was not heard.",
+        &["target", "cause"],
+    )?;
+    for (target, report) in watched {
+        for (cause, count) in [
+            ("too many", report.timers.forgotten),
+            ("not heard", report.timers.unproven),
+        ] {
+            forgotten.with_label_values(&[*target, cause]).inc_by(count);
+        }
+        for site in &report.timers.armed_longer {
+            for one in &site.longer_than {
+                armed_longer
+                    .with_label_values(&[*target, &*one.seconds.to_string()])
+                    .add(signed(one.count));
+            }
+        }
+    }
     for (target, site, report) in sites(watched, true) {
         let values = [target, site, report.timer_kind.unwrap_or("timer")];
         pending.with_label_values(&values).add(signed(report.count));
@@ -390,7 +447,89 @@ fn register_timers(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), p
     register(registry, created)?;
     register(registry, stopped)?;
     register(registry, fired)?;
+    register(registry, armed_longer)?;
+    register(registry, forgotten)?;
     register(registry, oldest)
+}
+
+fn register_lifetimes(
+    registry: &Registry,
+    watched: &[Watched<'_>],
+) -> Result<(), prometheus::Error> {
+    let mut goroutines = Histograms::new(
+        "leaktrace_goroutine_lifetime_seconds",
+        "How long goroutines lived whose birth and end were both heard.",
+        &["target", "site"],
+    )?;
+    let mut timers = Histograms::new(
+        "leaktrace_timer_lifetime_seconds",
+        "How long timers were pending until they fired, were stopped or armed again.",
+        &["target", "site", "kind"],
+    )?;
+    for (target, report) in watched {
+        for (family, of_timers) in [(&mut goroutines, false), (&mut timers, true)] {
+            let sites = report.sites.iter();
+            let mut lived: Vec<_> = sites
+                .filter(|site| site.timer_kind.is_some() == of_timers)
+                .filter_map(|site| Some((site, site.lifetimes.as_ref()?)))
+                .collect();
+            lived.sort_by_key(|(site, lengths)| std::cmp::Reverse((site.verdict, lengths.count)));
+            for (rank, (site, lengths)) in lived.into_iter().enumerate() {
+                let label = if rank < MOST_HISTOGRAMS {
+                    &site.site
+                } else {
+                    "other"
+                };
+                match site.timer_kind {
+                    Some(kind) => family.add(&[target, label, kind], lengths),
+                    None => family.add(&[target, label], lengths),
+                }
+            }
+        }
+    }
+    register(registry, goroutines)?;
+    register(registry, timers)
+}
+
+/// What level full hears of waits.
+fn register_blocked(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), prometheus::Error> {
+    let mut blocked = Histograms::new(
+        "leaktrace_goroutine_blocked_seconds",
+        "How long goroutines were blocked, by call site and wait reason, on level full.",
+        &["target", "site", "state"],
+    )?;
+    let unheard = counter(
+        "leaktrace_goroutine_waits_unheard_total",
+        "Waits that are not in leaktrace_goroutine_blocked_seconds, because their end was not heard.",
+        &["target"],
+    )?;
+    for (target, report) in watched {
+        let waits = report.sites.iter();
+        let mut waits: Vec<_> = waits
+            .flat_map(|site| site.blocked_time.iter().map(move |wait| (site, wait)))
+            .collect();
+        waits.sort_by(|(a, one), (b, other)| {
+            let total = other
+                .lengths
+                .total_seconds
+                .total_cmp(&one.lengths.total_seconds);
+            b.verdict.cmp(&a.verdict).then(total)
+        });
+        if !waits.is_empty() {
+            let count = waits.iter().map(|(_, wait)| wait.unheard).sum();
+            unheard.with_label_values(&[target]).inc_by(count);
+        }
+        for (rank, (site, wait)) in waits.into_iter().enumerate() {
+            let (label, state) = if rank < MOST_HISTOGRAMS {
+                (&*site.site, &*wait.state)
+            } else {
+                ("other", "other")
+            };
+            blocked.add(&[target, label, state], &wait.lengths);
+        }
+    }
+    register(registry, blocked)?;
+    register(registry, unheard)
 }
 
 fn register_verdicts(

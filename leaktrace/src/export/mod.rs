@@ -3,6 +3,7 @@
 pub mod api;
 pub mod explain;
 pub mod folded;
+mod histograms;
 pub mod label;
 pub mod metrics;
 pub mod page;

@@ -1,26 +1,17 @@
 //! The daemon's HTTP: the route table, nothing else.
 
-use std::collections::VecDeque;
-use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
     X_CONTENT_TYPE_OPTIONS,
 };
-use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
 
 use super::{Report, api, metrics, page, pprof};
 use crate::target::Pid;
@@ -49,86 +40,12 @@ pub const MOST_QUESTIONS: usize = 8;
 /// How long an answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Connections open at one time; for a further one the oldest that is not being answered is closed, so that slow
-/// clients, however many, keep nobody else waiting.
-const MOST_CONNECTIONS: usize = 256;
-
-/// How long a client may take over its request's headers.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Bytes of a request's headers.
-const MOST_HEADER_BYTES: usize = 16 << 10;
-
-/// How long one connection may stay open in all: a scraper simply connects again.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// Opens the listening socket.
-///
-/// # Errors
-/// When the address is taken or not ours.
-pub async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address}: choose another address with --listen")
-    })
-}
-
-/// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, source: Source) {
-    let mut open: VecDeque<Open> = VecDeque::new();
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, or a client that gave up: the next one may be luckier.
-                tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        open.retain(|connection| !connection.task.is_finished());
-        if open.len() >= MOST_CONNECTIONS {
-            let idle = |connection: &Open| !connection.answering.load(Ordering::Relaxed);
-            let Some(oldest) = open.iter().position(idle).and_then(|at| open.remove(at)) else {
-                continue;
-            };
-            oldest.task.abort();
-        }
-        let answering = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(converse(stream, source.clone(), Arc::clone(&answering)));
-        open.push_back(Open {
-            task: task.abort_handle(),
-            answering,
-        });
-    }
-}
-
-/// A connection: whether an answer is being made for it, and how to close it.
-struct Open {
-    task: AbortHandle,
-    answering: Arc<AtomicBool>,
-}
-
-async fn converse(stream: TcpStream, source: Source, answering: Arc<AtomicBool>) {
-    let service = service_fn(move |request| {
-        let (source, answering) = (source.clone(), Arc::clone(&answering));
-        async move {
-            answering.store(true, Ordering::Relaxed);
-            let response = respond(&request, &source).await;
-            answering.store(false, Ordering::Relaxed);
-            Ok::<_, Infallible>(response)
-        }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(MOST_HEADER_BYTES)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-        tracing::debug!("a connection ended early: {error}");
-    }
-}
-
-async fn respond(request: &Request<Incoming>, source: &Source) -> Response<Full<Bytes>> {
+/// Answers. `details`: whether this client may see stacks and paths.
+pub async fn respond(
+    request: &Request<Incoming>,
+    source: &Source,
+    details: bool,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "only GET is served\n");
         response
@@ -143,12 +60,17 @@ async fn respond(request: &Request<Incoming>, source: &Source) -> Response<Full<
         "/healthz" => text(StatusCode::OK, "ok\n"),
         "/readyz" if board.ready() => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "the target has exited\n"),
-        "/metrics" => match metrics::render(&board) {
+        "/metrics" => match metrics::render(&board, details) {
             Ok(body) => answer(StatusCode::OK, metrics::CONTENT_TYPE, body),
             Err(error) => failed(&format!("cannot render metrics: {error}")),
         },
-        "/api/v1/targets" => json(&api::targets(&board)),
+        "/api/v1/targets" => json(&api::targets(&board, details)),
         "/api/v1/leaks" => json(&api::leaks(&board)),
+        _ if !details && shows_details(path) => text(
+            StatusCode::FORBIDDEN,
+            "stacks and paths are served to who asks from this machine by its address, or with a password or a certificate: \
+             see `details` in the configuration\n",
+        ),
         "/debug/pprof/goroutine" => profile(request, source, &board, "goroutine").await,
         "/debug/pprof/timer" => profile(request, source, &board, "timer").await,
         _ => match path.strip_prefix("/api/v1/targets/") {
@@ -159,6 +81,11 @@ async fn respond(request: &Request<Incoming>, source: &Source) -> Response<Full<
             ),
         },
     }
+}
+
+/// Whether a route answers with stacks.
+fn shows_details(path: &str) -> bool {
+    path.starts_with("/debug/") || path.starts_with("/api/v1/targets/")
 }
 
 /// The page, which may not be put in a frame, nor run anything but itself.
@@ -239,7 +166,8 @@ async fn fresh(row: &Row, source: &Source) -> Result<Arc<Report>, Box<Response<F
     }
 }
 
-fn busy() -> Response<Full<Bytes>> {
+/// Come back in a moment.
+pub fn busy() -> Response<Full<Bytes>> {
     text(
         StatusCode::SERVICE_UNAVAILABLE,
         "too many questions at a time: come back in a moment\n",
@@ -272,7 +200,8 @@ fn failed(why: &str) -> Response<Full<Bytes>> {
     text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{why}\n"))
 }
 
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+/// A plain answer.
+pub fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
     answer(
         status,
         "text/plain; charset=utf-8",

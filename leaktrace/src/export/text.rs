@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use super::Report;
 use super::report::{SiteReport, WaitsOn};
-use super::times::Blocked;
+use super::times::{Blocked, LONGER_THAN, Lengths};
 use crate::ledger::CallSite;
 use crate::verdict::Level;
 
@@ -77,6 +77,7 @@ fn write(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
     }
     writeln!(out)?;
     write_table(out, report, rows)?;
+    write_armed_longer(out, report, rows)?;
     write_blocked(out, report, rows)
 }
 
@@ -162,6 +163,7 @@ pub(super) fn write_place(out: &mut String, heading: &str, site: &SiteReport) ->
         writeln!(out, "  {verb} {}", site.start_function)?;
     }
     write_stack(out, &site.creation_stack)?;
+    write_lengths(out, site)?;
     for stack in site.blocked_stacks.iter().take(STACKS) {
         // How it parks is the runtime's affair.
         let user = stack
@@ -201,6 +203,49 @@ pub(super) fn write_place(out: &mut String, heading: &str, site: &SiteReport) ->
         writeln!(out, "  usually: {remedy}")?;
     }
     Ok(())
+}
+
+/// How long those lived that have ended, and how long they were blocked.
+fn write_lengths(out: &mut String, site: &SiteReport) -> fmt::Result {
+    if let Some(lengths) = &site.lifetimes {
+        write!(
+            out,
+            "  {} whose beginning and end were heard",
+            lengths.count
+        )?;
+        let verb = if site.timer_kind.is_some() {
+            "were pending for"
+        } else {
+            "lived"
+        };
+        write_half_and_most(out, verb, lengths)?;
+    }
+    for blocked in &site.blocked_time {
+        let lengths = &blocked.lengths;
+        if lengths.count > 0 {
+            let total = length(lengths.total_seconds);
+            write!(
+                out,
+                "  blocked {} times in {}, {total} in all",
+                lengths.count, blocked.state
+            )?;
+            write_half_and_most(out, "took", lengths)?;
+        }
+    }
+    Ok(())
+}
+
+fn write_half_and_most(out: &mut String, verb: &str, lengths: &Lengths) -> fmt::Result {
+    match lengths.half_and_most_below() {
+        [Some(half), Some(most)] if half < most => writeln!(
+            out,
+            ": half {verb} less than {}, nine of ten less than {}",
+            length(half),
+            length(most)
+        ),
+        [_, Some(most)] => writeln!(out, ": nine of ten {verb} less than {}", length(most)),
+        _ => writeln!(out),
+    }
 }
 
 /// Stacks, channels and semaphores shown of each finding.
@@ -291,6 +336,33 @@ fn write_table(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
         writeln!(out, "and {} more call sites with {count} alive", rest.len())?;
     }
     Ok(())
+}
+
+/// Who armed the timers that have been pending for long.
+fn write_armed_longer(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
+    let sites = &report.timers.armed_longer;
+    if sites.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\ntimers that have been armed for longer than")?;
+    let mut header: Vec<String> = LONGER_THAN.iter().map(|seconds| span(*seconds)).collect();
+    header.extend(["KIND".to_owned(), "CALL SITE".to_owned()]);
+    let mut table = vec![header];
+    for site in sites.iter().take(rows) {
+        let counts = site.longer_than.iter().map(|one| one.count.to_string());
+        let place = [site.kind.to_owned(), site.site.clone()];
+        table.push(counts.chain(place).collect());
+    }
+    write_aligned(out, &table)
+}
+
+/// "1m", "10m", "1h", "1d".
+fn span(seconds: u64) -> String {
+    match seconds {
+        86_400.. => format!("{}d", seconds / 86_400),
+        3600.. => format!("{}h", seconds / 3600),
+        _ => format!("{}m", seconds / 60),
+    }
 }
 
 /// How long goroutines were blocked, at level full: the sites that lost most time first.

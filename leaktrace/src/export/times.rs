@@ -1,6 +1,6 @@
 //! How long things live, wait and stay armed: the parts of a report that hold times.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use leaktrace_common::histogram::{Histogram, upper_edge_ns};
 use serde::Serialize;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::label;
 use super::report::{seconds, state_name};
 use crate::census::TimerKind;
-use crate::ledger::{Ledger, SiteKind, State};
+use crate::ledger::{Ledger, LiveTimer, SiteId, SiteKind, State};
 use crate::probe::BlockedTime;
 use crate::resolve::buildinfo::BuildInfo;
 
@@ -148,21 +148,93 @@ pub struct LongWait {
     pub is_lower_bound: bool,
 }
 
+/// How many timers of one call site have been armed for long.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct ArmedLonger {
+    /// The label of the call site; `other` for the sum of those that are not listed.
+    pub site: String,
+    /// Their kind; "" for `other`.
+    pub kind: &'static str,
+    /// How many have been armed for longer than each of [`LONGER_THAN`].
+    pub longer_than: Vec<LongerThan>,
+}
+
+/// How many have been armed for longer than that.
+#[derive(Clone, Copy, Debug, Serialize, PartialEq, Eq)]
+pub struct LongerThan {
+    /// In seconds.
+    pub seconds: u64,
+    /// How many timers.
+    pub count: u64,
+}
+
+/// A minute, ten, an hour, a day.
+pub const LONGER_THAN: [u64; 4] = [60, 600, 3600, 86_400];
+
 /// Timers and goroutines listed one by one.
 pub const MOST_LISTED: usize = 20;
 
-/// The timers that have been armed for longest.
-pub(super) fn oldest_timers(ledger: &Ledger, build: &BuildInfo, now_ns: u64) -> Vec<OldTimer> {
-    // Sleeps and network deadlines are nobody's: what sleeps or waits is there as a goroutine.
-    let users = (ledger.timers()).filter(|timer| {
+/// The timers that somebody armed. Sleeps and network deadlines are nobody's: what sleeps or waits is there as a goroutine.
+fn of_users(ledger: &Ledger) -> impl Iterator<Item = &LiveTimer> {
+    ledger.timers().filter(|timer| {
         let site = &ledger.sites[timer.site];
         match site.kind {
             SiteKind::Timer(TimerKind::Sleep) => false,
             SiteKind::Timer(TimerKind::Deadline) => !site.start_function.is_empty(),
             _ => true,
         }
-    });
-    let oldest = least(users, |timer| (timer.since_ns, timer.when_ns));
+    })
+}
+
+/// Call sites with timers that have been armed for long, most of them first; the rest in one sum.
+pub(super) fn armed_longer(ledger: &Ledger, build: &BuildInfo, now_ns: u64) -> Vec<ArmedLonger> {
+    let mut by_site: HashMap<SiteId, [u64; LONGER_THAN.len()]> = HashMap::new();
+    for timer in of_users(ledger) {
+        let age = now_ns.saturating_sub(timer.since_ns) / 1_000_000_000;
+        if age < LONGER_THAN[0] {
+            continue;
+        }
+        let counts = by_site.entry(timer.site).or_default();
+        for (count, least) in counts.iter_mut().zip(LONGER_THAN) {
+            *count += u64::from(age >= least);
+        }
+    }
+    let listed = |site: String, kind: &'static str, counts: [u64; LONGER_THAN.len()]| ArmedLonger {
+        site,
+        kind,
+        longer_than: (LONGER_THAN.into_iter().zip(counts))
+            .map(|(seconds, count)| LongerThan { seconds, count })
+            .collect(),
+    };
+    let mut sorted: Vec<_> = by_site.into_iter().collect();
+    sorted.sort_by_key(|(id, counts)| (std::cmp::Reverse(*counts), *id));
+    let rest = sorted.split_off(sorted.len().min(MOST_LISTED));
+    let mut all: Vec<ArmedLonger> = (sorted.into_iter())
+        .filter_map(|(id, counts)| {
+            let site = &ledger.sites[id];
+            match site.kind {
+                SiteKind::Timer(kind) => {
+                    Some(listed(label::of(&site.at, build), kind.name(), counts))
+                }
+                SiteKind::Goroutine | SiteKind::SystemGoroutine => None,
+            }
+        })
+        .collect();
+    if !rest.is_empty() {
+        let mut sums = [0; LONGER_THAN.len()];
+        for (_, counts) in rest {
+            for (sum, count) in sums.iter_mut().zip(counts) {
+                *sum += count;
+            }
+        }
+        all.push(listed("other".to_owned(), "", sums));
+    }
+    all
+}
+
+/// The timers that have been armed for longest.
+pub(super) fn oldest_timers(ledger: &Ledger, build: &BuildInfo, now_ns: u64) -> Vec<OldTimer> {
+    let oldest = least(of_users(ledger), |timer| (timer.since_ns, timer.when_ns));
     (oldest.into_iter())
         .filter_map(|timer| {
             let site = &ledger.sites[timer.site];

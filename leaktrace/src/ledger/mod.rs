@@ -19,7 +19,7 @@ pub use symbolizer::Symbolizer;
 use timers::{Armed, ArmedTimers};
 
 use crate::address::RuntimeAddr;
-use crate::census::{Census, Status, TimerKind};
+use crate::census::{self, Census, Status, TimerKind};
 use crate::event::{self, Change, Event, Goid, Ktime, StackId};
 
 /// The books of one target.
@@ -28,7 +28,8 @@ pub struct Ledger {
     /// Every call site met, with its totals.
     pub sites: Sites,
     goroutines: HashMap<Goid, LiveGoroutine>,
-    timers: HashMap<RuntimeAddr, LiveTimer>,
+    /// Those that were pending at the last census, in the order of their addresses.
+    timers: Vec<LiveTimer>,
     /// Where each timer was armed that we heard of, pending or not: a stopped one may be reset.
     armed: ArmedTimers,
     /// Ends heard of since the last census began, with the time: a census may still have seen those alive.
@@ -37,6 +38,8 @@ pub struct Ledger {
     listening_since_ns: Option<u64>,
     /// Whether there was a time in which nothing was heard.
     paused: bool,
+    /// When the last such time began, while it goes on.
+    deaf_since_ns: Option<u64>,
     /// The last disagreement between events and census.
     pub drift: Drift,
     /// What was turned away because a bound was reached.
@@ -72,6 +75,8 @@ pub struct LiveGoroutine {
 /// A timer that was pending at the last census.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LiveTimer {
+    /// Address of the `runtime.timer`.
+    pub timer: RuntimeAddr,
     /// Where it was armed, as far as known.
     pub site: SiteId,
     /// When it was armed, or first seen when `exact` is false.
@@ -138,13 +143,29 @@ impl Ledger {
     /// Says that from now on every birth is heard of: a goroutine that a census finds later without one is drift.
     pub fn listen(&mut self, now_ns: u64) {
         self.listening_since_ns = Some(now_ns);
+        self.deaf_since_ns = None;
     }
 
-    /// Says that from now on nothing is heard of: what a census corrects is no drift until births are heard again and
-    /// another census has seeded the books.
-    pub fn deafen(&mut self) {
+    /// Says that nothing that happens after `now_ns` is heard of: what a census corrects is no drift until births are
+    /// heard again and another census has seeded the books, and a timer may be another at the same address.
+    pub fn deafen(&mut self, now_ns: u64) {
         self.listening_since_ns = None;
+        self.deaf_since_ns = Some(now_ns);
         self.paused = true;
+        self.armed.doubt(now_ns);
+    }
+
+    /// Says that since `since_ns` some events were lost, nobody knows which.
+    pub fn missed(&mut self, since_ns: u64) {
+        self.armed.doubt(since_ns);
+    }
+
+    /// Whether something may have been missed since this moment, because there was a pause.
+    fn is_before_a_pause(&self, at: Ktime) -> bool {
+        self.paused
+            && self
+                .listening_since_ns
+                .is_none_or(|since_ns| at.0 < since_ns)
     }
 
     /// Whether how long things live is told by what is heard: in a short sample only short lives begin and end.
@@ -167,7 +188,7 @@ impl Ledger {
             Change::Armed { timer, stack } => self.armed(event.at, timer, *stack, symbols),
             Change::Rearmed(timer) => self.rearmed(event.at, timer),
             Change::Stopped { timer } => self.stopped(event.at, *timer),
-            Change::Fired(timer) => self.fired(event.at, timer),
+            Change::Fired(timer) => self.fired(event.at, timer, symbols),
         }
     }
 
@@ -265,11 +286,14 @@ impl Ledger {
         books.note_length(at, timer);
         let armed = Armed {
             site,
+            made_ns: at.0,
             at_ns: at.0,
+            when_ns: timer.when_ns,
             period_ns: timer.period_ns,
             function: timer.function,
             callback,
-            running: true,
+            state: timers::State::Runs,
+            doubtful: self.is_before_a_pause(at),
         };
         if !self.armed.insert(timer.timer, armed) {
             self.turned_away += 1;
@@ -279,21 +303,27 @@ impl Ledger {
     /// A timer that is reset from elsewhere still belongs to the place where it was made.
     fn rearmed(&mut self, at: Ktime, timer: &event::Timer) {
         let tells = self.tells_lifetimes(at);
-        let Some(before) = self.armed.rearm(timer.timer, at.0, timer.period_ns) else {
+        let Some(before) = self.armed.rearm(timer, at.0, self.deaf_since_ns) else {
             return;
         };
         let books = &mut self.sites[before.site];
         books.rearmed += 1;
         books.note_length(at, timer);
-        if before.running && tells {
-            books.lifetimes.record(at.0.saturating_sub(before.at_ns));
+        match before.state {
+            timers::State::Runs if tells => {
+                books.lifetimes.record(at.0.saturating_sub(before.at_ns));
+            }
+            timers::State::Fired => books.renewed += 1,
+            timers::State::Runs | timers::State::Stopped => {}
         }
     }
 
     /// Many a timer is stopped after it has fired, or twice: that stops nothing.
     fn stopped(&mut self, at: Ktime, timer: RuntimeAddr) {
         let tells = self.tells_lifetimes(at);
-        if let Some((armed, true)) = self.armed.end(timer) {
+        if let Some(armed) = self.armed.stop(timer)
+            && armed.state == timers::State::Runs
+        {
             let books = &mut self.sites[armed.site];
             books.stopped += 1;
             if tells {
@@ -302,9 +332,10 @@ impl Ledger {
         }
     }
 
-    fn fired(&mut self, at: Ktime, timer: &event::Timer) {
+    fn fired(&mut self, at: Ktime, timer: &event::Timer, symbols: &dyn Symbols) {
         let tells = self.tells_lifetimes(at);
-        let Some(armed) = self.armed.get(timer.timer).copied() else {
+        let Some(armed) = self.armed.fire(timer) else {
+            self.fired_unknown(at, timer, symbols);
             return;
         };
         let books = &mut self.sites[armed.site];
@@ -313,9 +344,38 @@ impl Ledger {
             self.armed.note_fired(armed.callback, armed.site);
         }
         // A ticker goes on.
-        if armed.period_ns <= 0 && self.armed.end(timer.timer).is_some_and(|(_, ran)| ran) && tells
-        {
+        if armed.period_ns <= 0 && armed.state == timers::State::Runs && tells {
             books.lifetimes.record(at.0.saturating_sub(armed.at_ns));
+        }
+    }
+
+    /// A timer fired that nobody heard being armed. What it calls may arm it again: that is told from one that ends.
+    fn fired_unknown(&mut self, at: Ktime, timer: &event::Timer, symbols: &dyn Symbols) {
+        if timer.period_ns > 0
+            || symbols.timer_kind(timer.function, 0) != Some(TimerKind::AfterFunc)
+        {
+            return;
+        }
+        let Some(site) = self
+            .sites
+            .of_timer(timer.function, timer.callback, 0, None, symbols)
+        else {
+            return;
+        };
+        self.sites[site].fired += 1;
+        let armed = Armed {
+            site,
+            made_ns: 0,
+            at_ns: at.0,
+            when_ns: timer.when_ns,
+            period_ns: 0,
+            function: timer.function,
+            callback: timer.callback,
+            state: timers::State::Fired,
+            doubtful: self.is_before_a_pause(at),
+        };
+        if !self.armed.insert(timer.timer, armed) {
+            self.turned_away += 1;
         }
     }
 
@@ -414,55 +474,75 @@ impl Ledger {
 
     fn reconcile_timers(&mut self, census: &Census, symbols: &dyn Symbols) {
         let known = std::mem::take(&mut self.timers);
-        for timer in known.values() {
+        for timer in &known {
             self.sites[timer.site].live -= 1;
         }
-        for timer in census.timers.iter().flatten() {
-            // The same address may be another timer by now; then what it runs is another function.
-            let armed = (self.armed.get(timer.timer)).filter(|armed| armed.is(timer));
-            let live = match (armed, known.get(&timer.timer)) {
-                (Some(armed), known) => LiveTimer {
-                    site: armed.site,
-                    since_ns: armed.at_ns,
-                    exact: true,
-                    there_since_ns: known
-                        .filter(|known| known.site == armed.site)
-                        .map_or(armed.at_ns, |known| known.there_since_ns.min(armed.at_ns)),
-                    when_ns: timer.when_ns,
-                    period_ns: timer.period_ns,
-                },
-                (None, known) => {
-                    let Some(site) = self.sites.of_timer(
-                        timer.function,
-                        timer.callback,
-                        timer.period_ns,
-                        None,
-                        symbols,
-                    ) else {
-                        // The runtime's own.
-                        continue;
-                    };
-                    let known = known.filter(|known| known.site == site);
-                    LiveTimer {
-                        site,
-                        since_ns: known.map_or(census.started_ns, |known| known.since_ns),
-                        exact: false,
-                        there_since_ns: known
-                            .map_or(census.started_ns, |known| known.there_since_ns),
-                        when_ns: timer.when_ns,
-                        period_ns: timer.period_ns,
-                    }
-                }
-            };
-            self.sites[live.site].live += 1;
-            if let Some(before) = self.timers.insert(timer.timer, live) {
-                // Listed twice, and perhaps changed in between: the later reading counts.
-                self.sites[before.site].live -= 1;
-            }
+        let found = census.timers.as_deref().unwrap_or_default();
+        let mut pending = Vec::with_capacity(found.len());
+        for timer in found {
+            let known = at_address(&known, timer.timer);
+            pending.extend(self.pending(timer, known, census.started_ns, symbols));
         }
-        let pending = &self.timers;
-        let is_pending = |timer| pending.contains_key(&timer);
+        drop(known);
+        if !pending.is_sorted_by_key(|timer| timer.timer) {
+            pending.sort_by_key(|timer| timer.timer);
+        }
+        pending.dedup_by(|later, earlier| {
+            let same = later.timer == earlier.timer;
+            if same {
+                // Listed twice, and perhaps changed in between: the later reading counts.
+                *earlier = *later;
+            }
+            same
+        });
+        for timer in &pending {
+            self.sites[timer.site].live += 1;
+        }
+        self.timers = pending;
+        let is_pending = |timer| at_address(&self.timers, timer).is_some();
         self.armed.sweep(&is_pending, census.started_ns);
+    }
+
+    /// What the books say of a timer that the census found; `None` for the runtime's own. `known` is what they said of
+    /// its address before.
+    fn pending(
+        &mut self,
+        timer: &census::Timer,
+        known: Option<&LiveTimer>,
+        census_ns: u64,
+        symbols: &dyn Symbols,
+    ) -> Option<LiveTimer> {
+        // The same address may be another timer by now.
+        let (site, armed_ns) = match self.armed.pending(timer) {
+            Some(armed) => (armed.site, Some((armed.at_ns, armed.made_ns))),
+            None => {
+                let (function, callback) = (timer.function, timer.callback);
+                let site =
+                    (self.sites).of_timer(function, callback, timer.period_ns, None, symbols)?;
+                (site, None)
+            }
+        };
+        let known = known.filter(|known| known.site == site);
+        let first_seen_ns = armed_ns.map_or(census_ns, |(at_ns, _)| at_ns);
+        Some(LiveTimer {
+            timer: timer.timer,
+            site,
+            since_ns: match (armed_ns, known) {
+                (None, Some(known)) => known.since_ns,
+                _ => first_seen_ns,
+            },
+            exact: armed_ns.is_some(),
+            there_since_ns: match (armed_ns, known) {
+                (_, None) => first_seen_ns,
+                (None, Some(known)) => known.there_since_ns,
+                // What the last count found here may have been an older timer of the same line.
+                (Some((at_ns, made_ns)), Some(known)) => {
+                    known.there_since_ns.min(at_ns).max(made_ns)
+                }
+            },
+            when_ns: timer.when_ns,
+            period_ns: timer.period_ns,
+        })
     }
 
     /// Says since when a goroutine that the last census saw waiting has been waiting: the probes saw it block.
@@ -479,6 +559,12 @@ impl Ledger {
     #[must_use]
     pub fn forgotten_timers(&self) -> u64 {
         self.armed.forgotten
+    }
+
+    /// Timers whose line is not known any more because nothing was heard for a while: another may have their address.
+    #[must_use]
+    pub fn unproven_timers(&self) -> u64 {
+        self.armed.unproven
     }
 
     /// Notes how many are alive at each site now, for growth.
@@ -504,13 +590,19 @@ impl Ledger {
 
     /// All pending timers as of the last census.
     pub fn timers(&self) -> impl Iterator<Item = &LiveTimer> {
-        self.timers.values()
+        self.timers.iter()
     }
 
     /// Stacks that the sites refer to: the only ones worth keeping.
     pub fn creation_stacks(&self) -> impl Iterator<Item = StackId> {
         self.sites.iter().filter_map(|site| site.creation_stack)
     }
+}
+
+/// What is known of the timer at an address.
+fn at_address(timers: &[LiveTimer], timer: RuntimeAddr) -> Option<&LiveTimer> {
+    let at = timers.binary_search_by_key(&timer, |known| known.timer);
+    at.ok().and_then(|at| timers.get(at))
 }
 
 #[cfg(test)]

@@ -73,6 +73,8 @@ pub struct Site {
     pub started_by: Option<TimerKind>,
     /// Times armed again (timers).
     pub rearmed: u64,
+    /// The same of those alone that had fired before.
+    pub renewed: u64,
     /// Times stopped while pending (timers).
     pub stopped: u64,
     /// Times fired (timers; a ticker fires once each period).
@@ -325,6 +327,7 @@ impl Sites {
                 created: 0,
                 ended: 0,
                 rearmed: 0,
+                renewed: 0,
                 stopped: 0,
                 fired: 0,
                 lifetimes: Histogram::default(),

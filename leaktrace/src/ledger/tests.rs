@@ -459,7 +459,7 @@ fn what_came_and_went_in_a_pause_is_no_drift() {
     ledger.listen(100);
     ledger.reconcile(&census(200, vec![alive(1, 10)]), &Numbers);
     ledger.apply(&goroutine_event(Life::Born, 300, 2, 10), &Numbers);
-    ledger.deafen();
+    ledger.deafen(310);
     // Goroutine 1 ended unheard, 3 and 4 were born.
     let found = census(400, vec![alive(2, 10), alive(3, 10), alive(4, 10)]);
     assert_eq!(ledger.reconcile(&found, &Numbers), Drift::default());
@@ -489,11 +489,232 @@ fn short_samples_tell_no_lifetimes() {
     };
     live_and_end(&mut ledger, SECOND, 1);
     assert_eq!(told(&ledger), 1);
-    ledger.deafen();
+    ledger.deafen(2 * SECOND);
     ledger.listen(20 * SECOND);
     live_and_end(&mut ledger, 21 * SECOND, 2);
     assert_eq!(told(&ledger), 1);
     // It goes on longer than any sample.
     live_and_end(&mut ledger, 31 * SECOND, 3);
     assert_eq!(told(&ledger), 2);
+}
+
+/// A timer as it is armed at one moment, due at another.
+fn due(number: u64, when_ns: i64, period_ns: i64) -> event::Timer {
+    event::Timer {
+        when_ns,
+        period_ns,
+        ..timer(number, GO_FUNC)
+    }
+}
+
+fn arm(ledger: &mut Ledger, at_ns: u64, timer: event::Timer, line: u64) {
+    let stack = NonZeroU64::new(line).map(StackId);
+    ledger.apply(&at(at_ns, Change::Armed { timer, stack }), &Numbers);
+}
+
+/// What a census finds of a timer that was armed like this.
+fn found(timer: event::Timer) -> Timer {
+    Timer {
+        when_ns: timer.when_ns,
+        period_ns: timer.period_ns,
+        ..pending(timer.timer.0, timer.function, timer.callback.0)
+    }
+}
+
+fn heap(started_ns: u64, timers: &[event::Timer]) -> Census {
+    Census {
+        timers: Some(timers.iter().copied().map(found).collect()),
+        ..census(started_ns, Vec::new())
+    }
+}
+
+#[test]
+fn after_a_pause_only_a_timer_that_is_due_as_it_was_armed_keeps_its_line() {
+    let mut ledger = Ledger::default();
+    ledger.listen(0);
+    for number in 1..=4 {
+        arm(&mut ledger, 100, due(number, 9000, 0), 40 + number);
+    }
+    arm(&mut ledger, 100, due(5, 5000, 1000), 45);
+    ledger.deafen(200);
+    // Told late, but armed again before the pause.
+    ledger.apply(&at(190, Change::Rearmed(due(2, 9500, 0))), &Numbers);
+    // In the pause 3 was stopped and freed, and another line made one that calls the same at its address.
+    let world = [
+        due(1, 9000, 0),
+        due(2, 9500, 0),
+        due(3, 9001, 0),
+        due(5, 8000, 1000),
+    ];
+    ledger.listen(300);
+    ledger.reconcile(&heap(400, &world), &Numbers);
+    let expected = HashMap::from([(41, 1), (42, 1), (45, 1), (77, 1)]);
+    assert_eq!(live_by_line(&ledger), expected);
+    assert_eq!(ledger.unproven_timers(), 1);
+    // 4 was in no heap. It is stopped now, or whatever is at its address.
+    let stop = Change::Stopped {
+        timer: RuntimeAddr(4),
+    };
+    ledger.apply(&at(500, stop), &Numbers);
+    assert!(ledger.sites.iter().all(|site| site.stopped == 0));
+    assert_eq!(ledger.unproven_timers(), 2);
+    // What was proven is heard of as before.
+    ledger.apply(&at(600, Change::Rearmed(due(1, 12_000, 0))), &Numbers);
+    ledger.reconcile(&heap(700, &[due(1, 12_000, 0)]), &Numbers);
+    assert_eq!(live_by_line(&ledger), HashMap::from([(41, 1)]));
+}
+
+#[test]
+fn a_timer_that_is_armed_again_after_a_pause_is_not_taken_for_the_one_before() {
+    let mut ledger = Ledger::default();
+    ledger.listen(0);
+    arm(&mut ledger, 100, due(1, 9000, 0), 41);
+    ledger.deafen(200);
+    ledger.listen(300);
+    // Before any count. Which timer was it?
+    ledger.apply(&at(310, Change::Rearmed(due(1, 9500, 0))), &Numbers);
+    ledger.reconcile(&heap(400, &[due(1, 9500, 0)]), &Numbers);
+    assert_eq!(live_by_line(&ledger), HashMap::from([(77, 1)]));
+    assert!(ledger.sites.iter().all(|site| site.rearmed == 0));
+}
+
+#[test]
+fn a_timer_that_was_armed_again_while_events_were_lost_is_nobodys() {
+    let mut ledger = Ledger::default();
+    ledger.listen(0);
+    arm(&mut ledger, 100, due(1, 9000, 0), 41);
+    arm(&mut ledger, 100, due(2, 9000, 0), 42);
+    ledger.reconcile(&heap(150, &[due(1, 9000, 0), due(2, 9000, 0)]), &Numbers);
+    // The event that said that 1 is another now may have been lost before this one.
+    ledger.apply(&at(210, Change::Rearmed(due(1, 9500, 0))), &Numbers);
+    arm(&mut ledger, 220, due(3, 9700, 0), 43);
+    ledger.missed(200);
+    let world = [due(1, 9500, 0), due(2, 9000, 0), due(3, 9700, 0)];
+    ledger.reconcile(&heap(400, &world), &Numbers);
+    let expected = HashMap::from([(42, 1), (43, 1), (77, 1)]);
+    assert_eq!(live_by_line(&ledger), expected);
+}
+
+#[test]
+fn a_new_timer_at_an_old_address_has_not_been_there_since() {
+    let mut ledger = Ledger::default();
+    ledger.listen(0);
+    arm(&mut ledger, 100, due(1, 300, 0), 41);
+    ledger.reconcile(&heap(200, &[due(1, 300, 0)]), &Numbers);
+    // It fires and is freed; the same line makes another. And one that is only armed again.
+    ledger.apply(&at(300, Change::Fired(due(1, 300, 0))), &Numbers);
+    arm(&mut ledger, 350, due(1, 900, 0), 41);
+    ledger.reconcile(&heap(400, &[due(1, 900, 0)]), &Numbers);
+    let there = |ledger: &Ledger| ledger.timers().map(|timer| timer.there_since_ns).collect();
+    let since: Vec<u64> = there(&ledger);
+    assert_eq!(since, [350]);
+    ledger.apply(&at(900, Change::Fired(due(1, 900, 0))), &Numbers);
+    ledger.apply(&at(901, Change::Rearmed(due(1, 2000, 0))), &Numbers);
+    ledger.reconcile(&heap(1000, &[due(1, 2000, 0)]), &Numbers);
+    let since: Vec<u64> = there(&ledger);
+    assert_eq!(since, [350]);
+}
+
+#[test]
+fn what_a_timer_calls_may_arm_it_again() {
+    let mut ledger = Ledger::default();
+    ledger.listen(0);
+    arm(&mut ledger, 100, due(1, 300, 0), 41);
+    // One that is older than the probes, one that is moved before it is due, and one that is stopped first.
+    ledger.apply(&at(200, Change::Fired(due(7, 200, 0))), &Numbers);
+    ledger.apply(&at(201, Change::Rearmed(due(7, 900, 0))), &Numbers);
+    ledger.apply(&at(210, Change::Rearmed(due(1, 400, 0))), &Numbers);
+    let renewed = |ledger: &Ledger, line| {
+        let mut sites = ledger.sites.iter().filter(|site| site.at.line == line);
+        sites
+            .next()
+            .map(|site| (site.fired, site.rearmed, site.renewed))
+    };
+    assert_eq!(renewed(&ledger, 41), Some((0, 1, 0)));
+    assert_eq!(renewed(&ledger, 77), Some((1, 1, 1)));
+    ledger.apply(&at(400, Change::Fired(due(1, 400, 0))), &Numbers);
+    ledger.apply(&at(401, Change::Rearmed(due(1, 700, 0))), &Numbers);
+    assert_eq!(renewed(&ledger, 41), Some((1, 2, 1)));
+    let stop = Change::Stopped {
+        timer: RuntimeAddr(1),
+    };
+    ledger.apply(&at(500, stop), &Numbers);
+    ledger.apply(&at(501, Change::Rearmed(due(1, 800, 0))), &Numbers);
+    assert_eq!(renewed(&ledger, 41), Some((1, 3, 1)));
+}
+
+proptest! {
+    /// Whatever timers do in a pause, none is shown at a line that did not make it.
+    #[test]
+    fn no_timer_is_shown_at_a_line_that_did_not_make_it(
+        before in prop::collection::vec((1..8_u64, 1..6_u64, 0..4_u8), 0..40),
+        pause in prop::collection::vec((1..8_u64, 1..6_u64, 0..4_u8), 0..40),
+        after in prop::collection::vec((1..8_u64, 1..6_u64, 0..4_u8), 0..40),
+        lossy in any::<bool>(),
+        counted in any::<bool>(),
+    ) {
+        let mut ledger = Ledger::default();
+        ledger.listen(0);
+        let mut now: u64 = 100;
+        // Who made what is at each address, and when it is due.
+        let mut world: HashMap<u64, (u64, event::Timer, bool)> = HashMap::new();
+        let mut play = |ledger: &mut Ledger, steps: &[(u64, u64, u8)], is_heard: &dyn Fn(u64) -> bool| {
+            for (number, line, what) in steps {
+                now += 10;
+                let is_heard = is_heard(now);
+                let when = i64::try_from(now + 100_000).unwrap_or(i64::MAX);
+                let fresh = due(*number, when, 0);
+                match (what, world.get_mut(number)) {
+                    (0 | 1, _) => {
+                        world.insert(*number, (*line, fresh, true));
+                        if is_heard {
+                            arm(ledger, now, fresh, 40 + line);
+                        }
+                    }
+                    (2, Some(one)) => {
+                        (one.1, one.2) = (fresh, true);
+                        if is_heard {
+                            ledger.apply(&at(now, Change::Rearmed(fresh)), &Numbers);
+                        }
+                    }
+                    (3, Some(one)) => {
+                        one.2 = false;
+                        if is_heard {
+                            ledger.apply(&at(now, Change::Stopped { timer: fresh.timer }), &Numbers);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            (now, world.clone())
+        };
+        let (begin, _) = play(&mut ledger, &before, &|_| true);
+        if !lossy {
+            ledger.deafen(begin);
+        }
+        // Of what happens while events are lost, some is heard.
+        let (end, mut left) = play(&mut ledger, &pause, &|now| lossy && now % 20 == 0);
+        if lossy {
+            ledger.missed(begin);
+        } else {
+            ledger.listen(end);
+        }
+        if counted {
+            let timers: Vec<_> = left.values().filter(|one| one.2).map(|one| one.1).collect();
+            ledger.reconcile(&heap(end + 1, &timers), &Numbers);
+        }
+        let (last, world) = play(&mut ledger, &after, &|_| true);
+        left = world;
+        let timers: Vec<_> = left.values().filter(|one| one.2).map(|one| one.1).collect();
+        ledger.reconcile(&heap(last + 1, &timers), &Numbers);
+        let mut made: HashMap<u32, u64> = HashMap::new();
+        for one in left.values().filter(|one| one.2) {
+            *made.entry(u32::try_from(40 + one.0).unwrap_or(0)).or_default() += 1;
+        }
+        let shown = live_by_line(&ledger);
+        prop_assert_eq!(shown.values().sum::<u64>(), timers.len() as u64);
+        for (line, count) in shown.into_iter().filter(|(line, _)| *line != 77) {
+            prop_assert!(count <= made.get(&line).copied().unwrap_or(0), "{line}");
+        }
+    }
 }

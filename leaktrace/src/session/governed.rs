@@ -244,6 +244,7 @@ impl Session {
         };
         // To none: from now on the programs return at once, and what is heard ends here.
         self.allow(probes, hits);
+        let allowed_ns = monotonic_ns();
         let Some(watch) = &mut self.watch else {
             return Ok(());
         };
@@ -261,7 +262,7 @@ impl Session {
             cost.full_since_ns = now_ns;
         }
         if wanted == Level::None {
-            self.ledger.deafen();
+            self.ledger.deafen(allowed_ns);
             let rates = cost.governor.level() == budget::Level::Sampled;
             cost.estimates.close(now, rates, heard(&self.ledger));
         } else {

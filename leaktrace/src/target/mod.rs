@@ -2,6 +2,7 @@
 
 pub mod inquiry;
 pub mod names;
+pub mod room;
 pub mod roster;
 pub mod scan;
 pub mod selection;

@@ -44,7 +44,7 @@ pub enum TargetError {
     NoExecutable(Pid),
     /// Another user's process.
     #[error(
-        "not allowed to look into process {0}: run leaktrace as root, or give it CAP_SYS_PTRACE"
+        "not allowed to look into process {0}: run leaktrace as root, or give it CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
     )]
     Denied(Pid),
     /// It ended while we looked.

@@ -172,6 +172,8 @@ rule! {
         abandoned_seconds: u64 = 10,
         /// How long it must last of timers that somebody may wait for, or that call a function.
         seconds: u64 = 40,
+        /// The same of timers that call a function while there are as many connections: each may have one.
+        connection_seconds: u64 = 1700,
         /// How many that nobody waits for must have been pending for `stalled.seconds`; then no rise is needed.
         crowd: u64 = 50,
         /// Timers that are due later than this will not bound themselves soon. For others the rise must last longer than

@@ -40,6 +40,8 @@ pub struct Evidence {
     pub place: Option<Place>,
     /// What is usual at this site.
     pub usual: Option<Usual>,
+    /// What became of timers that call the same function, of any line, when they were due.
+    pub due: Due,
     /// What goes on in the program besides.
     pub program: Around,
 }
@@ -99,6 +101,15 @@ pub struct Usual {
     pub lifetime_ns: u64,
 }
 
+/// What became of timers when they were due, as far as that was heard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Due {
+    /// How often one fired.
+    pub fired: u64,
+    /// How often it was armed again afterwards.
+    pub renewed: u64,
+}
+
 /// What goes on in the program as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Around {
@@ -156,6 +167,19 @@ impl Evidence {
     #[must_use]
     pub fn network_has_deadlines(&self) -> bool {
         self.program.network_deadlines.saturating_mul(2) >= self.program.network_waiters
+    }
+
+    /// Whether there are so many connections that each of them may be of one.
+    #[must_use]
+    pub fn may_be_of_connections(&self) -> bool {
+        self.program.network_waiters.saturating_mul(10) >= self.count.saturating_mul(8)
+    }
+
+    /// Whether nearly all that came due were armed again, `least` at least.
+    #[must_use]
+    pub fn is_renewed_when_due(&self, least: u64) -> bool {
+        let Due { fired, renewed } = self.due;
+        fired >= least && renewed.saturating_mul(10) >= fired.saturating_mul(9)
     }
 
     /// Whether there are enough timers pending to wake each of them.

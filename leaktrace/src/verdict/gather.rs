@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
 
-use super::evidence::{Around, Evidence, Place, Subject, Tally};
+use super::evidence::{Around, Due, Evidence, Place, Subject, Tally};
 use super::reach::Reach;
 use super::span::{self, SPANS};
 use super::wait::Wait;
@@ -76,6 +76,7 @@ impl Moment<'_> {
             let tally = tallies.entry(timer.site).or_default();
             self.add_timer(tally, timer, spans, config);
         }
+        let due = self.due();
         (self.ledger.sites.enumerate())
             .filter(|(id, site)| site.live > 0 || also(*id))
             .filter_map(|(id, site)| {
@@ -99,6 +100,7 @@ impl Moment<'_> {
                     tally,
                     place: places.get(&id).cloned(),
                     usual: usual(site),
+                    due: due.get(&*site.start_function).copied().unwrap_or_default(),
                     program: around,
                 };
                 Some((id, evidence))
@@ -147,6 +149,20 @@ impl Moment<'_> {
         if live.exact && matches!(wait, Wait::NilChannel | Wait::NoCases) {
             tally.certain_and_new += 1;
         }
+    }
+
+    /// What became of timers when they were due, by the function that they call: those that are older than the probes are
+    /// of no line, but tell what becomes of the others.
+    fn due(&self) -> HashMap<&str, Due> {
+        let mut all: HashMap<&str, Due> = HashMap::new();
+        for site in self.ledger.sites.iter() {
+            if site.kind == SiteKind::Timer(TimerKind::AfterFunc) && site.fired > 0 {
+                let due = all.entry(&site.start_function).or_default();
+                due.fired += site.fired;
+                due.renewed += site.renewed;
+            }
+        }
+        all
     }
 
     fn add_timer(&self, tally: &mut Tally, timer: &LiveTimer, spans: usize, config: &Config) {

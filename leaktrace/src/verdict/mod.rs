@@ -27,7 +27,7 @@ mod tests;
 use serde::Serialize;
 
 pub use config::*;
-pub use evidence::{Around, Evidence, Place, Subject, Tally, Usual};
+pub use evidence::{Around, Due, Evidence, Place, Subject, Tally, Usual};
 pub use gather::Moment;
 pub use remedy::{Shape, remedy};
 pub use span::{Profile, Rise, SPANS, Span, WINDOWS};

@@ -38,6 +38,8 @@ struct World {
     program: Around,
     pace_ns: u64,
     due_late: bool,
+    /// Timers run so long, and what they call arms them again, or they end.
+    runs_ns: Option<u64>,
 }
 
 impl World {
@@ -54,14 +56,36 @@ impl World {
             },
             pace_ns: 5 * SECOND,
             due_late: false,
+            runs_ns: None,
         }
     }
 
     fn of_timers(kind: TimerKind, lives: Vec<Life>) -> Self {
         Self {
             subject: Subject::Timers(kind),
+            program: Around::default(),
             ..Self::of(Wait::Other, lives)
         }
+    }
+
+    /// Timers of one line that call a function, armed for so long.
+    fn of_callbacks(lives: Vec<Life>, runs_ns: u64) -> Self {
+        Self {
+            runs_ns: Some(runs_ns),
+            ..Self::of_timers(TimerKind::AfterFunc, lives)
+        }
+    }
+
+    /// What became of those that were due between two moments. Those that end when due have fired, others were stopped.
+    fn due(&self, from_ns: u64, now_ns: u64) -> Due {
+        let mut due = Due::default();
+        for (life, runs_ns) in self.lives.iter().zip(self.runs_ns.into_iter().cycle()) {
+            let times = |until_ns: u64| until_ns.saturating_sub(life.born_ns) / runs_ns;
+            let heard = |until_ns: u64| times(until_ns).saturating_sub(times(from_ns));
+            due.fired += heard(now_ns.min(life.ends_ns));
+            due.renewed += heard(now_ns.min(life.ends_ns - 1));
+        }
+        due
     }
 
     /// What a daemon says that begins to watch at `from_ns`, count for count.
@@ -103,6 +127,8 @@ impl World {
             *longest = still_ns.max(*longest);
             if self.due_late {
                 tally.due_late += 1;
+            } else if let Some(runs_ns) = self.runs_ns {
+                tally.longest_due_ns = runs_ns;
             } else if life.ends_ns < u64::MAX {
                 let runs_ns = life.ends_ns - life.born_ns;
                 tally.longest_due_ns = tally.longest_due_ns.max(runs_ns);
@@ -128,6 +154,7 @@ impl World {
             tally,
             place: self.place.clone(),
             usual: None,
+            due: self.due(from_ns, now_ns),
             program: self.program,
         }
     }
@@ -406,6 +433,37 @@ fn timers() {
     assert_eq!(world.worst(SECOND, 300 * SECOND), Level::Ok);
 }
 
+/// Row 16: each session has a timer that looks after it once a minute, also when it is over.
+#[test]
+fn timers_that_are_armed_again_each_time_are_found() {
+    let minute = 60 * SECOND;
+    let world = World::of_callbacks(steadily(SECOND, 600 * SECOND), minute);
+    // In the first minute they are what a cache has that forgets after a minute.
+    let (after, rule) = world.leak(0, 300 * SECOND).expect("it is found");
+    assert!(
+        rule == "timer-pile-up" && (60..=85).contains(&after),
+        "{after} s"
+    );
+    // Whoever comes later hears at once what becomes of those that were there.
+    let found = world.leak(120 * SECOND, 180 * SECOND);
+    assert!(found.is_some_and(|(after, _)| after <= 60), "{found:?}");
+    // Even of timers of five minutes.
+    let world = World::of_callbacks(steadily(SECOND, 900 * SECOND), 5 * minute);
+    let found = world.leak(400 * SECOND, 460 * SECOND);
+    assert!(found.is_some_and(|(after, _)| after <= 60), "{found:?}");
+}
+
+#[test]
+fn timers_of_connections_are_well_while_more_come() {
+    let mut world = World::of_callbacks(steadily(SECOND, 600 * SECOND), 10 * SECOND);
+    world.program.network_waiters = 600;
+    assert_eq!(world.worst(0, 600 * SECOND), Level::Ok);
+    world.due_late = true;
+    assert_eq!(world.worst(0, 600 * SECOND), Level::Ok);
+    world.program.network_waiters = 20;
+    assert!(world.leak(0, 600 * SECOND).is_some());
+}
+
 #[test]
 fn timers_that_nobody_waits_for_need_no_growth() {
     let config = Config::default();
@@ -549,6 +607,50 @@ proptest! {
             })
             .collect();
         let mut world = World::of(wait, lives);
+        world.pace_ns = pace * SECOND;
+        prop_assert!(world.worst(130 * SECOND, 600 * SECOND) < Level::Leak);
+    }
+
+    /// A cache that forgets: as many timers as its time brings, from an empty one on.
+    #[test]
+    fn timers_that_end_when_due_are_never_a_leak(
+        runs in 5..400_u64,
+        pauses in prop::collection::vec(100..3000_u64, 100..800),
+        begin in 0..400_u64,
+        pace in 1..6_u64,
+    ) {
+        let mut at_ns = 0;
+        let mut lives = Vec::new();
+        for pause in pauses {
+            at_ns += pause * SECOND / 1000;
+            lives.push(Life {
+                born_ns: at_ns,
+                ends_ns: at_ns + runs * SECOND,
+                moves_every_ns: 0,
+            });
+        }
+        let mut world = World::of_callbacks(lives, runs * SECOND);
+        world.pace_ns = pace * SECOND;
+        let begin_ns = begin * SECOND;
+        prop_assert!(world.worst(begin_ns, begin_ns.max(at_ns) + 100 * SECOND) < Level::Leak);
+    }
+
+    /// Sessions that come and go, by chance, each with a timer that is armed again until it is stopped.
+    #[test]
+    fn timers_that_are_armed_again_until_they_are_stopped_are_never_a_leak(
+        runs in 1..100_u64,
+        lives in prop::collection::vec((0..6000_u64, 1..1200_u64), 100..1500),
+        pace in 1..6_u64,
+    ) {
+        let lives = lives
+            .into_iter()
+            .map(|(born, lasts)| Life {
+                born_ns: born * SECOND / 10,
+                ends_ns: (born + lasts) * SECOND / 10,
+                moves_every_ns: 0,
+            })
+            .collect();
+        let mut world = World::of_callbacks(lives, runs * SECOND);
         world.pace_ns = pace * SECOND;
         prop_assert!(world.worst(130 * SECOND, 600 * SECOND) < Level::Leak);
     }

@@ -5,7 +5,8 @@ use crate::census::TimerKind;
 
 /// Timers end by themselves when due, so a rise alone says little: a cache that forgets its entries after five minutes has
 /// as many timers as five minutes bring. Either nobody waits for them any more, or they are due too late to bound
-/// themselves soon, or the rise lasts longer than they do.
+/// themselves soon, or what they call arms them again each time, or the rise lasts longer than they do. Connections may
+/// each have one for as long as they are there.
 pub(super) struct TimerPileUp;
 
 impl Rule for TimerPileUp {
@@ -41,8 +42,20 @@ impl Rule for TimerPileUp {
             );
         }
         let late = evidence.tally.due_late * 10 >= evidence.count * 8;
+        let renewed =
+            kind == TimerKind::AfterFunc && evidence.is_renewed_when_due(config.rise.least_strong);
         let (seconds, why) = if abandoned {
             (rule.abandoned_seconds, "hardly any is still waited for")
+        } else if kind != TimerKind::Timer && evidence.may_be_of_connections() {
+            (
+                rule.connection_seconds,
+                "more and more come, though as many connections may have them",
+            )
+        } else if renewed {
+            (
+                rule.seconds,
+                "those that were due have been armed again each time",
+            )
         } else if late {
             (rule.seconds, "they are not due for long")
         } else {

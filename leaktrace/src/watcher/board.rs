@@ -74,6 +74,15 @@ impl Row {
         }
     }
 
+    /// The same for who may not see paths.
+    #[must_use]
+    pub fn without_path(self) -> Self {
+        Self {
+            exe: String::new(),
+            ..self
+        }
+    }
+
     /// The same with a report.
     #[must_use]
     pub fn with_report(self, report: Option<Arc<Report>>) -> Self {

@@ -40,7 +40,7 @@ pub struct Settings {
     pub manner: Manner,
     /// Those that are watched in another way: the first that matches counts.
     pub special: Vec<(Patterns, Manner)>,
-    /// What the targets may lose. Read at the start only.
+    /// What the targets may lose.
     pub budget: Budget,
     /// Where the kubelet keeps logs.
     pub pod_logs: PathBuf,
@@ -492,6 +492,9 @@ impl Watcher {
     pub fn change(&mut self, settings: Settings) {
         if settings.pod_logs != self.settings.pod_logs {
             self.pods = Pods::at(&settings.pod_logs);
+        }
+        if settings.budget != self.settings.budget {
+            self.fleet.change_budget(settings.budget);
         }
         self.fleet.judge_by(settings.rules.clone());
         self.fleet.confirm(settings.confirm);

@@ -6,8 +6,9 @@ use leaktrace_fixtures::build;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::http::Connection;
 use crate::tool::Tool;
-use crate::{needs, report, text};
+use crate::{daemon, needs, report, text, tool};
 
 #[test]
 fn blocked_times_are_what_the_program_measured() {
@@ -57,6 +58,41 @@ fn blocked_times_are_what_the_program_measured() {
             "go {go}: {wait} against {truth}"
         );
     }
+}
+
+#[test]
+fn a_daemon_exports_blocked_times_as_histograms() {
+    let Some(mut program) = needs::program("blocked-times", "1.27.3", &[]) else {
+        return;
+    };
+    let pid = program.pid().to_string();
+    let arguments = ["daemon", "--pid", &pid, "--listen", "127.0.0.1:0"];
+    let more = ["--events", "full", "--budget", "off", "--interval", "250ms"];
+    let mut daemon = Tool::spawn(tool::leaktrace().args(arguments).args(more));
+    let address = daemon::address(&daemon);
+    let mut connection = Connection::open(&address).expect("the daemon listens");
+    text::wait_for_probes(program.pid(), &mut daemon);
+    let truth = program.ask("go").expect("the program measures");
+    let count = truth["count"].as_f64().expect("a number");
+    let line = build::marked_line("blocked-times", "asks").expect("the line is marked");
+    let labels = [&*format!("main.go:{line}\""), "state=\"chan receive\""];
+    let mut metrics = String::new();
+    let name = "leaktrace_goroutine_blocked_seconds";
+    tool::eventually("all waits are exported", Duration::from_secs(20), || {
+        metrics = connection.get("/metrics").body;
+        daemon::series(&metrics, &format!("{name}_count"), &labels) == Some(count)
+    });
+    let sum = daemon::series(&metrics, &format!("{name}_sum"), &labels).expect("it has a sum");
+    let measured = truth["seconds"].as_f64().expect("a number");
+    assert!((sum / measured - 1.0).abs() < 0.1, "{sum} of {measured}");
+    let below = |edge: &str| {
+        let edge = format!("le=\"{edge}\"");
+        let labels = [labels[0], labels[1], &edge];
+        daemon::series(&metrics, &format!("{name}_bucket"), &labels).expect("it has buckets")
+    };
+    assert!(below("0.000016384") <= below("0.008388608"), "{metrics}");
+    assert!((below("+Inf") - count).abs() < 0.5, "{metrics}");
+    assert!(metrics.contains("# TYPE leaktrace_goroutine_blocked_seconds histogram"));
 }
 
 #[test]

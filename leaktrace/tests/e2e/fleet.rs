@@ -274,6 +274,11 @@ fn the_configuration_is_read_again_and_a_wrong_one_refused() {
     tool::eventually("the probes are off", SOON, || {
         text::changed_bytes(first.pid()) == 0
     });
+    // It is taken in anew.
+    let path = format!("/api/v1/targets/{}", first.pid());
+    tool::eventually("it is counted again", SOON, || {
+        daemon.connection.get(&path).status == 200
+    });
     assert_eq!(daemon.count(first.pid()), 30);
     watch("mixed-states", "auto");
     daemon.tool.signal(Signal::SIGHUP);

@@ -4,6 +4,7 @@
 //! the terminal, but never without a trace: the reason goes to the file that LEAKTRACE_SKIPS names, and
 //! `cargo xtask test` prints it.
 
+mod alerting;
 mod bad_input;
 mod blocked;
 mod budget;
@@ -20,12 +21,16 @@ mod matrix;
 mod monitoring;
 mod needs;
 mod noise;
+mod privileges;
+mod progress;
 mod prometheus;
 mod record;
 mod report;
+mod service;
 mod snapshot;
 mod text;
 mod timers;
 mod tool;
 mod top;
 mod verdicts;
+mod web;

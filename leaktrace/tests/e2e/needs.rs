@@ -72,6 +72,27 @@ pub fn prometheus() -> Option<PathBuf> {
     found
 }
 
+/// A program of a package of one of Debian's suites.
+pub fn debian(suite: &str, package: &str, program: &str) -> Option<PathBuf> {
+    let folder = target_dir().join("servers").join(suite).join(package);
+    let found = folder.join("usr/bin").join(program);
+    if found.is_file() {
+        return Some(found);
+    }
+    skip(&format!(
+        "needs {package} of Debian {suite}: cargo xtask tools"
+    ))
+}
+
+/// What tests alert rules: Prometheus 3's, else this machine's.
+pub fn promtool() -> Option<PathBuf> {
+    let newest = target_dir().join("servers/forky/promtool/usr/bin/promtool");
+    if newest.is_file() {
+        return Some(newest);
+    }
+    Some(prometheus()?.with_file_name("promtool"))
+}
+
 /// A program that gives up root before it starts another.
 pub fn setpriv() -> Option<PathBuf> {
     let program = Path::new("/usr/bin/setpriv");
@@ -84,6 +105,11 @@ pub fn setpriv() -> Option<PathBuf> {
 /// Whether the run is to be short.
 pub fn quick() -> bool {
     std::env::var_os("LEAKTRACE_QUICK").is_some()
+}
+
+/// Whether the run may take long: LEAKTRACE_LONG asks for what a usual one leaves out.
+pub fn long() -> bool {
+    std::env::var_os("LEAKTRACE_LONG").is_some()
 }
 
 /// An esbuild of npm: stripped, and of a Go release that has no toolchain to be had.

@@ -1,13 +1,15 @@
 //! Programs with very many timers that are nobody's leak: the user's lines are right, and the noise is not in the list.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use leaktrace_fixtures::build;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::daemon::{address, series};
+use crate::http::Connection;
 use crate::tool::{Tool, UNBOUNDED};
-use crate::{needs, report, text};
+use crate::{needs, report, text, tool};
 
 /// Records a program for a while, from before the line "begin" if it waits for that.
 fn watch(fixture: &str, go: &str, arguments: &[&str], seconds: u64) -> Option<Value> {
@@ -138,6 +140,157 @@ fn contexts_that_end_are_counted_at_their_lines_and_do_not_stay() {
     }
 }
 
+/// At default settings, five programs at once. Deadlines cost nothing; sleeps cost when they end, for the probe of timers that
+/// fire is hit. What is heard costs no more than the budget, or is heard less, for a reason that is told. What is alive
+/// is counted right either way.
+#[test]
+fn noise_stays_within_the_budget() {
+    let connections = if needs::descriptors() > 10_100 {
+        10_000
+    } else {
+        400
+    };
+    let count = connections.to_string();
+    let mut programs = Vec::new();
+    for (fixture, go, arguments, quiet) in [
+        ("sleepers", "1.22.10", ["-count", "5000"], false),
+        ("sleepers", "1.27.3", ["-count", "100"], true),
+        ("deadlines", "1.27.3", ["-count", &count], true),
+        ("contexts", "1.27.3", ["-rate", "200"], true),
+        ("contexts", "1.22.10", ["-rate", "20000"], false),
+    ] {
+        let Some(program) = needs::program(fixture, go, &arguments) else {
+            return;
+        };
+        programs.push((format!("{fixture} with go {go}"), program, quiet));
+    }
+    let mut command = tool::leaktrace();
+    command.args(["daemon", "--listen", "127.0.0.1:0", "--interval", "1s"]);
+    for (_, program, _) in &programs {
+        command.args(["--pid", &program.pid().to_string()]);
+    }
+    let daemon = Tool::spawn(&mut command);
+    let mut connection = Connection::open(&address(&daemon)).expect("the daemon listens");
+    let mut ask = |path: &str| {
+        let answer = connection.get(path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        answer.body
+    };
+    let begin = Instant::now();
+    let mut worst = vec![0.0_f64; programs.len()];
+    while begin.elapsed() < Duration::from_secs(12) {
+        std::thread::sleep(Duration::from_millis(500));
+        let metrics = ask("/metrics");
+        for ((name, program, quiet), worst) in programs.iter().zip(&mut worst) {
+            let pid = format!("pid=\"{}\"", program.pid());
+            let info = (metrics.lines())
+                .find(|line| line.starts_with("leaktrace_target_info") && line.contains(&pid));
+            let target = info
+                .and_then(|line| line.split("target=\"").nth(1)?.split('"').next())
+                .unwrap_or_else(|| panic!("{name} has no target in\n{metrics}"));
+            let target = format!("target=\"{target}\"");
+            let value = |name: &str| series(&metrics, name, &[&target]);
+            let overhead = value("leaktrace_overhead_ratio").expect("it is exported");
+            let budget = value("leaktrace_budget_ratio").expect("it is exported");
+            let level = value("leaktrace_events_level").expect("it is exported");
+            *worst = worst.max(overhead);
+            assert!(budget <= 0.01, "{name}: {budget}");
+            if *quiet {
+                assert!(
+                    overhead <= budget && level > 1.0,
+                    "{name}: {overhead}, {level}"
+                );
+            } else {
+                assert!(
+                    overhead <= budget || level <= 1.0,
+                    "{name}: {overhead}, {level}"
+                );
+            }
+        }
+    }
+    println!("lost of a core, at most: {worst:?}");
+    for (name, program, quiet) in &programs {
+        let found: Value =
+            serde_json::from_str(&ask(&format!("/api/v1/targets/{}", program.pid())))
+                .expect("the answer is JSON");
+        let found = &found["report"];
+        let events = &found["events"];
+        assert_eq!(found["goroutines"]["drift"], 0, "{name}: {events}");
+        let alive = |fixture, mark| {
+            let site = report::site(found, "goroutine", line(fixture, mark));
+            site.map_or(0, |site| report::number(&site["count"]))
+        };
+        if name.starts_with("sleepers") {
+            let sleepers = if *quiet { 100 } else { 5000 };
+            assert_eq!(alive("sleepers", "healthy"), sleepers, "{name}");
+        } else if name.starts_with("deadlines") {
+            assert_eq!(alive("deadlines", "healthy: serve"), connections, "{name}");
+            assert_eq!(
+                found["timers"]["by_kind"]["afterfunc"], connections,
+                "{name}"
+            );
+        }
+        let verdicts = report::sites(found).filter(|site| site["verdict"] != "ok");
+        assert_eq!(verdicts.count(), 0, "{name}: {}", found["sites"]);
+        let changes = &events["changes"]["latest"];
+        if *quiet {
+            assert_eq!(changes, &serde_json::json!([]), "{name}");
+        } else {
+            let reason = changes[0]["reason"].as_str().unwrap_or_default();
+            assert!(!reason.is_empty(), "{name}: {events}");
+            let cost = events["overhead_measured"].as_f64().expect("a number");
+            // What it may save up besides, and what it takes until the probes are off.
+            assert!(cost < 0.03, "{name}: {events}");
+        }
+    }
+}
+
+/// The storm is more than the budget allows, so a part of it is not heard, and of that the addresses of timers which were
+/// heard are used again, by another line that calls the same function.
+#[test]
+fn a_timer_at_a_used_address_is_not_taken_for_the_one_before() {
+    for go in ["1.22.10", "1.27.3"] {
+        let Some(mut program) = needs::program("timer-million", go, &["-count", "250000"]) else {
+            return;
+        };
+        let output = tempfile::NamedTempFile::new().expect("temporary files can be made");
+        let mut tool = Tool::record_with(program.pid(), output.path(), &["--duration", "1h"]);
+        text::wait_for_probes(program.pid(), &mut tool);
+        for _ in 0..8 {
+            program.ask("go").expect("a storm ends in time");
+            // Sampled now and then.
+            std::thread::sleep(Duration::from_millis(700));
+        }
+        tool.signal(Signal::SIGINT);
+        let outcome = tool.wait(Duration::from_secs(30));
+        assert!(matches!(outcome.code, Some(0 | 1)), "{}", outcome.stderr);
+        let text = std::fs::read(output.path()).expect("the report is there");
+        let found: Value = serde_json::from_slice(&text).expect("the report is JSON");
+        let falls = report::number(&found["events"]["changes"]["falls"]);
+        assert!(falls > 0, "go {go}: {}", found["events"]);
+        let pending = |mark| {
+            let site = report::site(&found, "timer", line("timer-million", mark));
+            site.map_or(0, |site| report::number(&site["count"]))
+        };
+        assert_eq!(pending("churn"), 0, "go {go}: {}", found["sites"]);
+        let kept = pending("kept");
+        let unknown: u64 = report::sites(&found)
+            .filter(|site| site["timer_kind"] == "afterfunc" && site["attributed"] == false)
+            .map(|site| report::number(&site["count"]))
+            .sum();
+        println!(
+            "go {go}: {kept} at their line, {unknown} unknown; {}",
+            found["timers"]
+        );
+        assert_eq!(kept + unknown, 2000, "go {go}: {}", found["sites"]);
+        assert!(
+            kept > 0,
+            "go {go}: what was heard is known: {}",
+            found["sites"]
+        );
+    }
+}
+
 /// Resident bytes of a process.
 fn resident(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/statm")).expect("the process lives");
@@ -171,12 +324,14 @@ fn a_million_timers_armed_and_stopped_leave_nothing_behind() {
         let found: Value = serde_json::from_slice(&text).expect("the report is JSON");
         let kept =
             report::site(&found, "timer", line("timer-million", "kept")).expect("some are kept");
-        assert_eq!(kept["count"], 1000, "go {go}: {kept}");
+        assert_eq!(found["timers"]["by_kind"]["afterfunc"], 1000, "go {go}");
         let churn =
             report::site(&found, "timer", line("timer-million", "churn")).expect("many were armed");
         assert_eq!(churn["count"], 0, "go {go}: {churn}");
         assert_eq!(found["goroutines"]["drift"], 0, "go {go}");
+        // On a busy machine the ring may overflow: those that were not heard are pending all the same.
         if found["events"]["lost"] == 0 {
+            assert_eq!(kept["count"], 1000, "go {go}: {kept}");
             for total in ["created_total", "stopped_total"] {
                 assert_eq!(churn[total], 1_000_000, "go {go}: {churn}");
             }

@@ -16,7 +16,7 @@ fn a_leak_is_found_and_looked_into_and_the_terminal_given_back() {
     let Some(program) = needs::program("handler-timeout", "1.27.3", &[]) else {
         return;
     };
-    let Some(terminal) = Terminal::open() else {
+    let Some(terminal) = Terminal::open("top") else {
         return;
     };
     let tool = env!("CARGO_BIN_EXE_leaktrace");
@@ -76,14 +76,15 @@ fn a_leak_is_found_and_looked_into_and_the_terminal_given_back() {
 }
 
 /// A shell in a tmux of its own. Dropping it ends both.
-struct Terminal {
+pub struct Terminal {
     socket: String,
 }
 
 impl Terminal {
-    fn open() -> Option<Self> {
+    /// Opens one; the name tells it from others of this process.
+    pub fn open(name: &str) -> Option<Self> {
         let terminal = Self {
-            socket: format!("leaktrace-test-{}", std::process::id()),
+            socket: format!("leaktrace-test-{name}-{}", std::process::id()),
         };
         let arguments = [
             "new-session",
@@ -118,17 +119,18 @@ impl Terminal {
     }
 
     /// Types a command on a cleared screen.
-    fn line(&self, command: &str) {
+    pub fn line(&self, command: &str) {
         self.keys(&[&format!("clear; {command}"), "Enter"]);
     }
 
-    fn screen(&self) -> String {
+    /// What stands on the screen.
+    pub fn screen(&self) -> String {
         let output = self.tmux(&["capture-pane", "-p"]).output();
         String::from_utf8_lossy(&output.expect("tmux runs").stdout).into_owned()
     }
 
     /// The screen, as soon as it holds this.
-    fn wait_for(&self, text: &str) -> String {
+    pub fn wait_for(&self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let screen = self.screen();
@@ -141,7 +143,7 @@ impl Terminal {
     }
 
     /// The command has ended with this code, and the terminal is as it was.
-    fn is_a_shell_again(&self, code: &str) {
+    pub fn is_a_shell_again(&self, code: &str) {
         self.wait_for("ready>");
         // Not on a cleared screen: clearing it has an exit code of its own.
         self.keys(&[

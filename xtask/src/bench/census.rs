@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
@@ -29,7 +30,7 @@ const READINGS: usize = 5;
 /// Measures.
 pub fn run(setup: &Setup) -> Result<Section> {
     let toolchain = go::install(&setup.go)?;
-    let program = build(&toolchain)?;
+    let program = build_many(&toolchain)?;
     let mut text = format!(
         "`leaktrace snapshot --format json` of so many goroutines at {SITES} call sites, Go {}, medians of {READINGS}:\n\n\
          | goroutines | CPU | wall | memory |\n|--:|--:|--:|--:|\n",
@@ -42,7 +43,8 @@ pub fn run(setup: &Setup) -> Result<Section> {
         let target = Program::start(&program, &["-n", &count.to_string()])?;
         let pid = target.pid().to_string();
         let mut readings = (0..READINGS)
-            .map(|_| measure(&setup.leaktrace, &pid, count))
+            // The main goroutine is one more.
+            .map(|_| measure(&setup.leaktrace, &pid, "goroutines", count + 1))
             .collect::<Result<Vec<_>>>()?;
         readings.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
         let median = &readings[READINGS / 2];
@@ -57,6 +59,7 @@ pub fn run(setup: &Setup) -> Result<Section> {
         }
     }
     text += &by_delve;
+    text += &timers(setup, &toolchain)?;
     text += &slow_down(setup, &program)?;
     text += "\n![census](cost-census.svg)\n";
     Ok(Section {
@@ -71,6 +74,31 @@ pub fn run(setup: &Setup) -> Result<Section> {
             ),
         )],
     })
+}
+
+/// A million timers, of five kinds.
+fn timers(setup: &Setup, toolchain: &Toolchain) -> Result<String> {
+    const EACH: u32 = 200_000;
+    let program = build::build("timers-mixed", toolchain, Variant::DEFAULT)?;
+    let target = Program::start(&program, &["-each", &EACH.to_string()])?;
+    let pid = target.pid().to_string();
+    // Each of the channel timers lies in a heap once its goroutine waits for it.
+    let mut tries = 0;
+    while measure(&setup.leaktrace, &pid, "timers", 5 * EACH).is_err() && tries < 30 {
+        tries += 1;
+    }
+    let mut readings = (0..READINGS)
+        .map(|_| measure(&setup.leaktrace, &pid, "timers", 5 * EACH))
+        .collect::<Result<Vec<_>>>()?;
+    readings.sort_by(|a, b| a.cpu.total_cmp(&b.cpu));
+    let median = &readings[READINGS / 2];
+    Ok(format!(
+        "\n{} pending timers of five kinds, and the {} goroutines that wait for three of them: {:.3} s of CPU, {} MB.\n",
+        5 * EACH,
+        3 * EACH,
+        median.cpu,
+        median.megabytes
+    ))
 }
 
 /// What a program with many goroutines loses while it is counted once a second.
@@ -97,16 +125,16 @@ struct Reading {
     megabytes: u64,
 }
 
-/// One snapshot; Python starts it and asks the kernel what it took.
-fn measure(leaktrace: &Path, pid: &str, count: u32) -> Result<Reading> {
+/// One snapshot, which must find so many of `what`; Python starts it and asks the kernel what it took.
+fn measure(leaktrace: &Path, pid: &str, what: &str, count: u32) -> Result<Reading> {
     const SCRIPT: &str = "import json, resource, subprocess, sys, time\n\
         begin = time.monotonic()\n\
-        out = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, check=True).stdout\n\
+        out = subprocess.run(sys.argv[2:], stdout=subprocess.PIPE, check=True).stdout\n\
         wall = time.monotonic() - begin\n\
         used = resource.getrusage(resource.RUSAGE_CHILDREN)\n\
-        print(used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, wall, json.loads(out)['goroutines']['total'])";
+        print(used.ru_utime + used.ru_stime, used.ru_maxrss // 1024, wall, json.loads(out)[sys.argv[1]]['total'])";
     let output = Command::new("python3")
-        .args(["-c", SCRIPT])
+        .args(["-c", SCRIPT, what])
         .arg(leaktrace)
         .args(["snapshot", "--format", "json", "--pid", pid])
         .output()
@@ -125,12 +153,7 @@ fn measure(leaktrace: &Path, pid: &str, count: u32) -> Result<Reading> {
         wall: next()?.parse()?,
     };
     let total: u32 = next()?.parse()?;
-    // The main goroutine is one more.
-    ensure!(
-        total == count + 1,
-        "{total} goroutines were found of {}",
-        count + 1
-    );
+    ensure!(total == count, "{total} {what} were found of {count}");
     Ok(reading)
 }
 
@@ -161,7 +184,7 @@ fn delve(pid: &str, ours: f64) -> Result<String> {
     ))
 }
 
-fn build(toolchain: &Toolchain) -> Result<PathBuf> {
+fn build_many(toolchain: &Toolchain) -> Result<PathBuf> {
     let folder = target_dir().join("bench/many");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let mut source = String::from(

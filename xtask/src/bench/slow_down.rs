@@ -18,7 +18,7 @@ use super::{Section, Setup, median, plot};
 use crate::go;
 
 /// A program: its name, what it does, and what bpftrace counts in it.
-const PROGRAMS: [(&str, &str, &[&str]); 4] = [
+const PROGRAMS: [(&str, &str, &[&str]); 3] = [
     (
         "spawn-storm",
         "goroutine born and ended",
@@ -33,11 +33,6 @@ const PROGRAMS: [(&str, &str, &[&str]); 4] = [
         "timer-storm",
         "timer armed and stopped",
         &["time.newTimer", "time.stopTimer"],
-    ),
-    (
-        "http-mixed",
-        "HTTP request",
-        &["runtime.newproc1", "runtime.goexit1"],
     ),
 ];
 
@@ -106,13 +101,6 @@ pub fn run(setup: &Setup) -> Result<Section> {
                 costs.ratio(),
                 format!("{:.2} ×", costs.ratio()),
             ));
-            if worst && costs.p99 > 0.0 {
-                let _ = writeln!(
-                    notes,
-                    "\n{name}: the 99th percentile of a request is {:.3} × untraced.",
-                    costs.p99
-                );
-            }
         }
         if let (&[_, lifecycle, _, bpftrace], "spawn-storm") = (added.as_slice(), name) {
             let _ = writeln!(
@@ -202,8 +190,6 @@ pub struct Costs {
     traced: Vec<f64>,
     /// The slowest second of each traced stretch, against its untraced one.
     worst: Vec<f64>,
-    /// The 99th percentile, traced against untraced; 0 for a program that has none.
-    p99: f64,
 }
 
 /// What a program says in a stretch.
@@ -212,7 +198,6 @@ struct Stretch {
     cost: f64,
     /// The same in its slowest second.
     worst: f64,
-    p99: f64,
 }
 
 /// How often programs print, in milliseconds.
@@ -230,7 +215,6 @@ pub fn measure(
     let flags: Vec<&str> = flags.iter().copied().chain(["-report", &report]).collect();
     let program = Program::start(executable, &flags)?;
     let mut costs = Costs::default();
-    let mut p99 = Vec::new();
     for _ in 0..pairs {
         let untraced = stretch(&program, seconds)?;
         let tracer = start(program.pid())?;
@@ -239,15 +223,9 @@ pub fn measure(
         costs.untraced.push(untraced.cost);
         costs.traced.push(traced.cost);
         costs.worst.push(traced.worst / untraced.cost);
-        p99.push(traced.p99 / untraced.p99);
         // The kernel takes a moment to take probes off.
         stretch(&program, 1)?;
     }
-    costs.p99 = if p99.iter().all(|ratio| ratio.is_finite()) {
-        median(&p99)
-    } else {
-        0.0
-    };
     Ok(costs)
 }
 
@@ -273,7 +251,6 @@ fn stretch(program: &Program, seconds: u32) -> Result<Stretch> {
     // What was printed before is of the time before.
     while program.line_at_once().is_some() {}
     let mut rates = Vec::new();
-    let mut p99 = Vec::new();
     for _ in 0..seconds * 1000 / REPORT {
         let line = program.line()?;
         rates.push(
@@ -281,7 +258,6 @@ fn stretch(program: &Program, seconds: u32) -> Result<Stretch> {
                 .as_f64()
                 .context("the program prints ops_per_second")?,
         );
-        p99.extend(line["p99_seconds"].as_f64());
     }
     let mean = |rates: &[f64]| rates.iter().sum::<f64>() / rates.len().max(1) as f64;
     let a_second = (1000 / REPORT) as usize;
@@ -292,7 +268,6 @@ fn stretch(program: &Program, seconds: u32) -> Result<Stretch> {
     Ok(Stretch {
         cost: 1e9 / mean(&rates),
         worst: 1e9 / slowest,
-        p99: median(&p99),
     })
 }
 

@@ -46,7 +46,7 @@ pub fn build(arch: Arch, releases: &[&str]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A static leaktrace for this machine. The linker comes with Rust: no C is in it, so no C compiler is needed.
+/// A static leaktrace for this machine. The linker comes with Rust: without TLS no C is in it, so no C compiler is needed.
 fn leaktrace(arch: Arch) -> Result<PathBuf> {
     let (target, variable) = match arch {
         Arch::Amd64 => (
@@ -67,7 +67,13 @@ fn leaktrace(arch: Arch) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(repository())
-        .args(["build", "--quiet", "--package", "leaktrace"])
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "leaktrace",
+            "--no-default-features",
+        ])
         .args(["--profile", "vm", "--target", target])
         .env(variable, "rust-lld")
         .status()

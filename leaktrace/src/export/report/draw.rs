@@ -148,7 +148,9 @@ impl Report {
         let mut timers = Timers {
             unknown: ledger.timers_unknown,
             oldest: times::oldest_timers(ledger, build, facts.now_ns),
+            armed_longer: times::armed_longer(ledger, build, facts.now_ns),
             forgotten: ledger.forgotten_timers(),
+            unproven: ledger.unproven_timers(),
             ..Timers::default()
         };
         let mut sites = Vec::new();
@@ -290,11 +292,13 @@ fn site_report(
             // A ticker goes on after it fired.
             stopped
         } else {
-            stopped.saturating_add(fired)
+            // One that was armed again after it fired goes on.
+            stopped.saturating_add(fired).saturating_sub(site.renewed)
         },
         estimated: hidden != Totals::default(),
         started_by_timer: site.started_by.map(TimerKind::name),
         rearmed_total: is_timer.then_some(site.rearmed.saturating_add(hidden[4])),
+        renewed_total: is_timer.then_some(site.renewed),
         stopped_total: is_timer.then_some(stopped),
         fired_total: is_timer.then_some(fired),
         history: history(site.history.samples(), facts),

@@ -8,10 +8,11 @@ pub use draw::Facts;
 pub(super) use draw::{seconds, state_name};
 use serde::Serialize;
 
-use super::times::{Blocked, Lengths, LongWait, OldTimer};
+use super::times::{ArmedLonger, Blocked, Lengths, LongWait, OldTimer};
 use crate::budget::Calibration;
 use crate::ledger::CallSite;
 use crate::resolve::Program;
+use crate::target::room::Room;
 use crate::target::whereabouts::Whereabouts;
 use crate::verdict::Level;
 
@@ -66,6 +67,10 @@ pub struct Target {
     pub namespace: String,
     /// Its systemd unit.
     pub unit: String,
+    /// Memory that it holds; 0 when not known, as in a core file.
+    pub memory_bytes: u64,
+    /// Memory that its cgroups, or the machine, let it have; 0 when not known.
+    pub memory_limit_bytes: u64,
 }
 
 impl Target {
@@ -84,6 +89,16 @@ impl Target {
             vcs_revision: build.vcs_revision.clone(),
             arch: program.arch.name(),
             ..Self::default()
+        }
+    }
+
+    /// The same with the memory that it holds and may.
+    #[must_use]
+    pub fn with(self, room: Room) -> Self {
+        Self {
+            memory_bytes: room.resident,
+            memory_limit_bytes: room.limit,
+            ..self
         }
     }
 
@@ -133,9 +148,17 @@ pub struct Timers {
     /// Those that have been armed for longest; at most [`MOST_LISTED`](crate::export::times::MOST_LISTED).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub oldest: Vec<OldTimer>,
+    /// Call sites with timers that have been armed for longer than a minute, most first; at most
+    /// [`MOST_LISTED`](crate::export::times::MOST_LISTED) and the sum of the others.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub armed_longer: Vec<ArmedLonger>,
     /// How many were forgotten because the program had too many: if it resets one, its line is not known.
     #[serde(skip_serializing_if = "is_zero")]
     pub forgotten: u64,
+    /// How many were forgotten because nothing was heard for a while, or events were lost, and their address may hold
+    /// another timer since.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unproven: u64,
 }
 
 #[expect(
@@ -171,7 +194,7 @@ pub struct SiteReport {
     pub oldest_is_lower_bound: bool,
     /// Births heard of while tracing.
     pub created_total: u64,
-    /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired.
+    /// Ends heard of while tracing: goroutines that ended, timers that were stopped or fired and not armed again then.
     pub ended_total: u64,
     /// Whether the totals are in part estimates: only samples were heard for a while, to keep the budget.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -182,6 +205,9 @@ pub struct SiteReport {
     /// Timers armed again while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rearmed_total: Option<u64>,
+    /// The same of those alone that had fired before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renewed_total: Option<u64>,
     /// Pending timers stopped while tracing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped_total: Option<u64>,

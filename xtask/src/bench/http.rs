@@ -1,0 +1,163 @@
+//! What a server's clients notice: requests a second and the 99th percentile under wrk, traced and untraced in turn.
+//!
+//! Once with all the load that the machine takes, for the throughput; and once with a few connections, where the
+//! percentile is the server's answer and not the queue before it.
+
+use std::fmt::Write as _;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use leaktrace_fixtures::build::{self, Variant};
+use leaktrace_fixtures::program::Program;
+
+use super::slow_down::Tracer;
+use super::{Section, Setup, median};
+use crate::{go, tools};
+
+/// Connections of wrk: so many that the machine is full, and few.
+const CONNECTIONS: [u32; 2] = [64, 2];
+
+/// Measures both.
+pub fn run(setup: &Setup) -> Result<Section> {
+    let toolchain = go::install(&setup.go)?;
+    let executable = build::build("http-mixed", &toolchain, Variant::DEFAULT)?;
+    let wrk = Wrk::fetch()?;
+    // The server is told where to listen, so that it need not be asked; the port is free a moment before.
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let flags = ["-clients", "0", "-listen", &address];
+    let server = Program::start(&executable, &flags)?;
+    let mut text = format!(
+        "A server of net/http with timeouts, a goroutine for each connection and two for each request, Go {}, asked by wrk for\n\
+         {} s with and without `leaktrace daemon` at its default settings, in turn; medians of {} pairs. With {} connections the\n\
+         processors are full, with {} they are not.\n\n\
+         | connections | requests/s untraced | traced | throughput | 99th percentile untraced | traced | 99th percentile |\n\
+         |--:|--:|--:|--:|--:|--:|--:|\n",
+        setup.go, setup.seconds, setup.pairs, CONNECTIONS[0], CONNECTIONS[1]
+    );
+    for connections in CONNECTIONS {
+        eprintln!("{connections} connections");
+        wrk.ask(&address, connections, 2)?;
+        let mut untraced = Vec::new();
+        let mut traced = Vec::new();
+        for _ in 0..setup.pairs {
+            untraced.push(wrk.ask(&address, connections, setup.seconds)?);
+            let mut daemon = Command::new(&setup.leaktrace);
+            daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid"]);
+            daemon.arg(server.pid().to_string());
+            let daemon = Tracer::start(&mut daemon, "leaktrace daemon", None)?;
+            traced.push(wrk.ask(&address, connections, setup.seconds)?);
+            drop(daemon);
+            // The kernel takes a moment to take probes off.
+            wrk.ask(&address, connections, 1)?;
+        }
+        let of = |answers: &[Answers], what: fn(&Answers) -> f64| {
+            median(&answers.iter().map(what).collect::<Vec<_>>())
+        };
+        let ratio = |what: fn(&Answers) -> f64| {
+            let pairs = traced.iter().zip(&untraced);
+            median(
+                &pairs
+                    .map(|(traced, untraced)| what(traced) / what(untraced))
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let rate = |answers: &Answers| answers.per_second;
+        let slow = |answers: &Answers| answers.p99_ms;
+        let _ = writeln!(
+            text,
+            "| {connections} | {:.0} | {:.0} | **{:.3} ×** | {:.2} ms | {:.2} ms | **{:.3} ×** |",
+            of(&untraced, rate),
+            of(&traced, rate),
+            ratio(rate),
+            of(&untraced, slow),
+            of(&traced, slow),
+            ratio(slow),
+        );
+    }
+    Ok(Section {
+        markdown: text,
+        plots: Vec::new(),
+    })
+}
+
+/// What wrk says of a stretch.
+struct Answers {
+    per_second: f64,
+    p99_ms: f64,
+}
+
+/// Debian's wrk, with the library that it needs.
+struct Wrk {
+    program: PathBuf,
+    libraries: PathBuf,
+}
+
+impl Wrk {
+    fn fetch() -> Result<Self> {
+        let library = tools::debian("bookworm", "libluajit-5.1-2")?;
+        let machine = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        Ok(Self {
+            program: tools::debian("bookworm", "wrk")?.join("usr/bin/wrk"),
+            libraries: library.join(machine),
+        })
+    }
+
+    /// Asks for so many seconds.
+    fn ask(&self, address: &str, connections: u32, seconds: u32) -> Result<Answers> {
+        let output = Command::new(&self.program)
+            .env("LD_LIBRARY_PATH", &self.libraries)
+            .args(["-t", "1", "-c", &connections.to_string()])
+            .args(["-d", &format!("{seconds}s"), "--latency"])
+            .arg(format!("http://{address}/"))
+            .stdin(Stdio::null())
+            .output()
+            .context("starting wrk")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(
+            output.status.success() && !text.contains("Socket errors"),
+            "wrk was not served well:\n{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let word = |key: &str| {
+            let line = text.lines().find_map(|line| line.trim().strip_prefix(key));
+            line.map(str::trim)
+                .with_context(|| format!("wrk says no {key} in:\n{text}"))
+        };
+        Ok(Answers {
+            per_second: word("Requests/sec:")?.parse()?,
+            p99_ms: milliseconds(word("99%")?)?,
+        })
+    }
+}
+
+/// A time as wrk writes it: "812.00us", "1.20ms", "1.02s".
+fn milliseconds(text: &str) -> Result<f64> {
+    let (number, factor) = if let Some(number) = text.strip_suffix("us") {
+        (number, 1e-3)
+    } else if let Some(number) = text.strip_suffix("ms") {
+        (number, 1.0)
+    } else {
+        let number = text.strip_suffix('s');
+        (number.with_context(|| format!("{text:?} is no time"))?, 1e3)
+    };
+    let number: f64 = number
+        .parse()
+        .with_context(|| format!("{text:?} is no time"))?;
+    Ok(number * factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::milliseconds;
+
+    #[test]
+    fn times_of_wrk_are_read_in_each_unit() {
+        for (text, expected) in [("812.00us", 0.812), ("1.25ms", 1.25), ("1.5s", 1500.0)] {
+            let found = milliseconds(text).expect("a time");
+            assert!((found - expected).abs() < 1e-9, "{text}: {found}");
+        }
+        assert!(milliseconds("soon").is_err());
+    }
+}
