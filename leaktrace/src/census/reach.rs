@@ -546,3 +546,6 @@ impl Spans {
         Some((base, bytes, has_pointers))
     }
 }
+
+#[cfg(test)]
+mod tests;
