@@ -48,7 +48,7 @@ pub fn keep_what_is_needed() {
         restrict(&keep)
     })();
     match outcome {
-        Ok(()) => tracing::info!("capabilities: {}", names(&keep)),
+        Ok(()) => tracing::debug!("capabilities: {}", names(&keep)),
         Err(error) => tracing::warn!("the capabilities stay as they are: {error}"),
     }
     let lacking: CapsHashSet = needed.difference(&held).copied().collect();
