@@ -5,7 +5,8 @@
 //! doubled while the heap is sifted, so a timer counts once, and only when it names one of the heaps as its owner.
 
 use super::{
-    Census, CensusError, Fields, Layout, Memory, MemoryError, for_each_structure, read_addresses,
+    Census, CensusError, Fields, Layout, Memory, MemoryError, append_addresses, for_each_structure,
+    read_addresses,
 };
 use crate::address::RuntimeAddr;
 use crate::resolve::offsets::Offsets;
@@ -80,9 +81,9 @@ pub(super) fn walk(
     let mut heaps = Heaps::default();
     for p in processors(memory, layout)? {
         let owner = p.offset(u64::from(p_timers));
-        match heaps.list(memory, layout, p, owner) {
+        match heaps.add(memory, layout, p, owner) {
             Ok(()) => {}
-            // The heap was moved while we read it: its timers are missing from this census, and counted as such.
+            // Its timers are missing from this census, and counted as such.
             Err(CensusError::Memory(MemoryError::Unmapped { .. })) => census.unreadable += 1,
             Err(error) => return Err(error),
         }
@@ -135,20 +136,22 @@ fn processors(memory: &dyn Memory, layout: &Layout) -> Result<Vec<RuntimeAddr>, 
     Ok(addresses.into_iter().map(RuntimeAddr).collect())
 }
 
-/// What the heaps of all Ps list.
+/// The heaps of all Ps.
 #[derive(Default)]
 struct Heaps {
     /// Whom the timers of each heap name as their owner: the P until Go 1.22, its `timers` structure since.
     owners: Vec<u64>,
-    /// The addresses of the timers.
-    listed: Vec<u64>,
-    /// How many entries the heaps had so far.
+    /// Where the entries of each heap are, and how many.
+    arrays: Vec<(RuntimeAddr, u64)>,
+    /// How many all have.
     entries: u64,
+    /// Bytes of an entry, which begins with the address of its timer.
+    entry_bytes: usize,
 }
 
 impl Heaps {
-    /// Adds what the heap of one P lists.
-    fn list(
+    /// Adds the heap of one P.
+    fn add(
         &mut self,
         memory: &dyn Memory,
         layout: &Layout,
@@ -166,7 +169,6 @@ impl Heaps {
             Some(heap) => (owner.offset(u64::from(heap)), 16, owner),
             None => (owner, 8, p),
         };
-        self.owners.push(named.0);
         let array = memory.word(header)?;
         let count = memory.word(header.offset(8))?;
         let entries = self.entries.saturating_add(count);
@@ -178,12 +180,9 @@ impl Heaps {
             });
         }
         self.entries = entries;
-        self.listed.extend(read_addresses(
-            memory,
-            RuntimeAddr(array),
-            count,
-            entry_bytes,
-        )?);
+        self.entry_bytes = entry_bytes;
+        self.owners.push(named.0);
+        self.arrays.push((RuntimeAddr(array), count));
         Ok(())
     }
 
@@ -194,13 +193,23 @@ impl Heaps {
         layout: &Layout,
         unreadable: &mut u64,
     ) -> Result<Vec<Timer>, MemoryError> {
+        /// Timers that room is made for at once: pages that are not filled cost nothing.
+        const ROOM: usize = 1 << 20;
+        let mut listed = Vec::with_capacity(usize::try_from(self.entries).unwrap_or(0));
+        for (array, count) in &self.arrays {
+            match append_addresses(memory, *array, *count, self.entry_bytes, &mut listed) {
+                Ok(()) => {}
+                // The heap was moved meanwhile: what is missing of it in this census is counted as one.
+                Err(MemoryError::Unmapped { .. }) => *unreadable += 1,
+                Err(error) => return Err(error),
+            }
+        }
         self.owners.sort_unstable();
         let owners = &self.owners;
-        // At most eight million, and pages that are not filled cost nothing.
-        let mut found = Vec::with_capacity(self.listed.len());
+        let mut found = Vec::with_capacity(listed.len().min(ROOM));
         for_each_structure(
             memory,
-            &mut self.listed,
+            &mut listed,
             span(&layout.offsets),
             unreadable,
             |address, fields| found.extend(parse(layout, owners, address, fields)),
