@@ -120,8 +120,8 @@ pub fn channels(
     goroutines: &[Goroutine],
 ) -> Result<Waits<Channel>, MemoryError> {
     let mut waits = Waits::default();
-    // sudog -> goroutine; replaced by the next sudogs of the same goroutines, until none is left.
-    let mut hooks: HashMap<u64, usize> = HashMap::new();
+    // Sudogs and their goroutines; replaced by the next sudogs of the same goroutines, until none is left.
+    let mut hooks: Vec<(u64, usize)> = Vec::new();
     for (index, goroutine) in goroutines.iter().enumerate() {
         let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
         if goroutine.status != Status::Waiting
@@ -131,7 +131,7 @@ pub fn channels(
             continue;
         }
         if hooks.len() < MOST_GOROUTINES {
-            hooks.insert(goroutine.waiting, index);
+            hooks.push((goroutine.waiting, index));
         } else {
             waits.left_out += 1;
         }
@@ -147,15 +147,19 @@ pub fn channels(
         if hooks.is_empty() {
             break;
         }
-        let mut next = HashMap::new();
+        hooks.sort_unstable();
+        let mut next = Vec::new();
         let mut unreadable = 0;
+        // They are shown in the order of their addresses.
+        let mut rest = hooks.iter().peekable();
         for_each_structure(
             memory,
-            &mut hooks.keys().copied().collect(),
+            &mut hooks.iter().map(|(sudog, _)| *sudog).collect(),
             sudog_bytes,
             &mut unreadable,
             |address, mut fields| {
-                let Some(&index) = hooks.get(&address) else {
+                while rest.next_if(|(sudog, _)| *sudog < address).is_some() {}
+                let Some(&(_, index)) = rest.next_if(|(sudog, _)| *sudog == address) else {
                     return;
                 };
                 // A sudog that was given back meanwhile belongs to somebody else.
@@ -171,14 +175,13 @@ pub fn channels(
                 }
                 let link = fields.word(offsets.sudog_waitlink as usize);
                 if link != 0 {
-                    next.insert(link, index);
+                    next.push((link, index));
                 }
             },
         )?;
         hooks = next;
     }
 
-    let mut places: HashMap<u64, usize> = HashMap::new();
     let hchan_bytes = [
         offsets.hchan_qcount + 8,
         offsets.hchan_dataqsiz + 8,
@@ -191,7 +194,6 @@ pub fn channels(
         hchan_bytes.into_iter().max().unwrap_or(0) as usize,
         &mut unreadable,
         |address, mut fields| {
-            places.insert(address, waits.things.len());
             waits.things.push(Channel {
                 address: RuntimeAddr(address),
                 capacity: fields.word(offsets.hchan_dataqsiz as usize),
@@ -202,7 +204,9 @@ pub fn channels(
         },
     )?;
     for (index, channel) in on {
-        let (Some(&place), Some(goroutine)) = (places.get(&channel), goroutines.get(index)) else {
+        let by_address = |thing: &Channel| thing.address.0;
+        let place = waits.things.binary_search_by_key(&channel, by_address);
+        let (Ok(place), Some(goroutine)) = (place, goroutines.get(index)) else {
             continue;
         };
         let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
