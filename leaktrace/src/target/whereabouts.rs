@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Pid;
 use super::names::{self, Pod};
@@ -67,13 +67,18 @@ pub struct Pods {
     containers: HashMap<String, Pod>,
     by_uid: HashMap<String, Pod>,
     read: Option<Instant>,
+    /// When the folders had last been changed by then, if that was long enough before to be told from a change since.
+    changed: [Option<SystemTime>; 2],
 }
 
 /// Where the kubelet keeps logs.
 const LOGS: &str = "/var/log";
 
-/// A container that is not known makes the folders be read again, but not more often than this.
+/// A container that is not known makes the folders be read again, if they were changed or not read for so long.
 const READ_EVERY: Duration = Duration::from_secs(1);
+
+/// Changes nearer to each other may have the same time: the clock of files ticks every 10 ms at worst.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Names that are read of each folder: a node runs some hundred pods.
 const MOST_NAMES: usize = 20_000;
@@ -93,6 +98,7 @@ impl Pods {
             containers: HashMap::new(),
             by_uid: HashMap::new(),
             read: None,
+            changed: [None; 2],
         }
     }
 
@@ -101,7 +107,8 @@ impl Pods {
         if let Some(pod) = self.containers.get(container_id) {
             return pod.clone();
         }
-        if self.read.is_none_or(|read| read.elapsed() >= READ_EVERY) {
+        let old = self.read.is_none_or(|read| read.elapsed() >= READ_EVERY);
+        if old || self.changed.contains(&None) || self.changes() != self.changed {
             self.read_again();
         }
         let known = self.containers.get(container_id);
@@ -111,7 +118,18 @@ impl Pods {
             .unwrap_or_default()
     }
 
+    /// When the folders were last changed.
+    fn changes(&self) -> [Option<SystemTime>; 2] {
+        ["containers", "pods"].map(|folder| {
+            let folder = fs::metadata(self.logs.join(folder)).ok()?;
+            folder.modified().ok()
+        })
+    }
+
     fn read_again(&mut self) {
+        let now = SystemTime::now();
+        let settled = |at: &SystemTime| now.duration_since(*at).is_ok_and(|age| age >= TICK);
+        self.changed = self.changes().map(|at| at.filter(settled));
         self.containers = list(&self.logs.join("containers"))
             .filter_map(|name| names::container_log(&name))
             .collect();
@@ -164,8 +182,8 @@ mod tests {
         assert_eq!(pods.find("unknown", "unknown"), Pod::default());
 
         let link = format!("containers/db-0_shop_backup-{ID}.log");
+        // At once: whoever is born has one name for all its life.
         fs::write(logs.path().join(link), "").expect("a file");
-        pods.read = None;
         assert_eq!(pods.find(ID, "d19ccb16").container, "backup");
     }
 
