@@ -43,7 +43,8 @@ pub fn take(
     )?;
     let list = terminal.wait_for(|screen| screen.matches("LEAK ").count() >= LEAKS)?;
     terminal.press("Enter")?;
-    let site = terminal.wait_for(|screen| screen.contains("started at"))?;
+    let site =
+        terminal.wait_for(|screen| screen.contains("started at") || screen.contains("armed at"))?;
     // Out of the call site, and out of `top`: it must have ended before its terminal does.
     terminal.press("q")?;
     terminal.press("q")?;
