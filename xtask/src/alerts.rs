@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_fixtures::build::{self, Variant};
-use leaktrace_fixtures::http::Connection;
 use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::repository;
 
-use crate::demo::{self, Daemon};
+use crate::daemon::Daemon;
+use crate::demo;
 use crate::{go, screenshots};
 
 /// Arguments of `cargo xtask alerts`.
@@ -76,7 +76,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let mut shop = start(&leaking, folder.path(), SHOP)?;
     let _other = start(&healthy, folder.path(), "catalogue")?;
     let everything = format!("{}/*", folder.path().display());
-    let daemon = Daemon::start(&leaktrace, &["--exe", &everything])?;
+    let daemon = Daemon::start(&leaktrace, &["--interval", "1s", "--exe", &everything])?;
 
     let mut series = Series::new();
     let minutes = STEP.as_secs_f64() * SCRAPES as f64 / 60.0;
@@ -87,13 +87,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
             drop(shop);
             shop = start(&healthy, folder.path(), SHOP)?;
         }
-        let answer = Connection::open(&daemon.address)
-            .map_err(anyhow::Error::from)
-            .and_then(|mut connection| connection.get("/metrics"));
-        match answer {
-            Ok(answer) if answer.status == 200 => note(&mut series, &answer.body, number),
+        match daemon.asked.page("/metrics") {
+            Ok(metrics) => note(&mut series, &metrics, number),
             // As Prometheus does: the scrape has failed, and the next may not.
-            Ok(answer) => eprintln!("scrape {number}: /metrics answers {}", answer.status),
             Err(error) => eprintln!("scrape {number}: {error:#}"),
         }
         // The time of the next scrape, not a pause: a slow scrape does not shift the others.

@@ -21,8 +21,6 @@ mod plot;
 mod slow_down;
 mod verdict;
 
-pub use daemon::Daemon;
-
 /// Arguments of `cargo xtask bench`.
 #[derive(clap::Args)]
 pub struct Arguments {

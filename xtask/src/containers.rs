@@ -43,6 +43,9 @@ const SOON: Duration = Duration::from_secs(2);
 /// Name of the image with the Go program.
 const IMAGE: &str = "localhost/leak:1";
 
+/// What containerd makes a container of that image by.
+const OF_IMAGE: [&str; 3] = ["--snapshotter", "overlayfs", IMAGE];
+
 /// Where the program lies in it: nothing else on the machine has that path.
 const PROGRAM: &str = "app/leaktrace-leaks";
 
@@ -74,7 +77,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let exe = format!("/{PROGRAM}");
     let logs = folder.path().join("log");
     let pod_logs = logs.to_str().context("a path of ours is text")?;
-    let watch = ["--exe", &exe, "--pod-logs", pod_logs];
+    let watch = ["--interval", "500ms", "--exe", &exe, "--pod-logs", pod_logs];
     let mut daemon = Daemon::start(&leaktrace, &watch)?;
     {
         let place = folder.path().join("containerd");
@@ -90,7 +93,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     if let Some(archive) = &shipped {
         image::run(&engine, archive)?;
     }
-    ensure!(daemon.is_alive(), "leaktrace has ended");
+    ensure!(daemon.is_running(), "leaktrace has ended");
     Ok(())
 }
 
@@ -106,21 +109,7 @@ fn with_containerd(
     for (number, burst) in [(1, "10"), (2, "20"), (3, "30")] {
         // runc keeps one list of them for the whole machine.
         let id = format!("leak-{number}-{}", std::process::id());
-        engine.ask(&[
-            "run",
-            "--detach",
-            "--null-io",
-            "--snapshotter",
-            "overlayfs",
-            IMAGE,
-            &id,
-            &exe(),
-            "-rate",
-            "0",
-            "-burst",
-            burst,
-        ])?;
-        running.push(Container::of_containerd(engine, &id)?);
+        running.push(Container::in_containerd(engine, &OF_IMAGE, &id, burst)?);
     }
     let files: Vec<_> = running.iter().map(|container| container.file).collect();
     ensure!(
@@ -141,20 +130,12 @@ fn with_containerd(
         let name = name.context("a folder of ours has a name")?;
         let id = &format!("{name}-{}", std::process::id());
         let root = place.to_str().context("a path of ours is text")?;
-        engine.ask(&[
-            "run",
-            "--detach",
-            "--null-io",
-            "--rootfs",
-            root,
+        running.push(Container::in_containerd(
+            engine,
+            &["--rootfs", root],
             id,
-            &exe(),
-            "-rate",
-            "0",
-            "-burst",
             burst,
-        ])?;
-        running.push(Container::of_containerd(engine, id)?);
+        )?);
     }
     let files: Vec<_> = running
         .iter()
@@ -207,19 +188,7 @@ fn with_docker(engine: &Engine, daemon: &Daemon, program: &Path, folder: &Path) 
     engine.ask(&["import".as_ref(), archive.as_os_str(), "leak:1".as_ref()])?;
     let mut running = Vec::new();
     for burst in ["12", "22"] {
-        let id = engine.ask(&[
-            "run",
-            "--detach",
-            "--network",
-            "none",
-            "leak:1",
-            &exe(),
-            "-rate",
-            "0",
-            "-burst",
-            burst,
-        ])?;
-        running.push(Container::of_docker(engine, &id)?);
+        running.push(Container::in_docker(engine, "0", burst)?);
     }
     for (container, burst) in running.iter().zip([12, 22]) {
         container.is_traced(daemon, burst)?;
@@ -249,6 +218,32 @@ struct Container {
 }
 
 impl Container {
+    /// Starts one; `what` it runs, and further options of `ctr run`.
+    fn in_containerd(engine: &Engine, what: &[&str], id: &str, burst: &str) -> Result<Self> {
+        let exe = exe();
+        let run = ["run", "--detach", "--null-io"];
+        engine.ask(&[&run, what, &[id, &exe, "-rate", "0", "-burst", burst]].concat())?;
+        Self::of_containerd(engine, id)
+    }
+
+    /// Starts one of the image that docker has.
+    fn in_docker(engine: &Engine, rate: &str, burst: &str) -> Result<Self> {
+        let exe = exe();
+        let id = engine.ask(&[
+            "run",
+            "--detach",
+            "--network",
+            "none",
+            "leak:1",
+            &exe,
+            "-rate",
+            rate,
+            "-burst",
+            burst,
+        ])?;
+        Self::of_docker(engine, &id)
+    }
+
     fn of_containerd(engine: &Engine, id: &str) -> Result<Self> {
         let tasks = engine.ask(&["task", "list"])?;
         let mut lines = tasks.lines().map(|line| line.split_whitespace());

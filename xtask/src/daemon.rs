@@ -1,9 +1,10 @@
-//! A `leaktrace daemon` and what it says over HTTP: for the commands that try it on containers and packages.
+//! A `leaktrace daemon` under a command's hand, and what it says over HTTP: started, asked, ended, started again on the
+//! same address.
 
-use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
+use std::fs::{self, OpenOptions};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -30,9 +31,25 @@ impl Asked {
         Ok(answer.body)
     }
 
+    /// The same as JSON.
+    pub fn json(&self, path: &str) -> Result<Value> {
+        serde_json::from_str(&self.page(path)?).with_context(|| format!("{path} is no JSON"))
+    }
+
+    /// The sum of all series of a metric.
+    pub fn sum(&self, metric: &str) -> Result<f64> {
+        let metrics = self.page("/metrics")?;
+        let of = |line: &str| {
+            let rest = line.strip_prefix(metric)?;
+            let value = rest.rsplit_once(' ')?.1;
+            (rest.starts_with(['{', ' '])).then(|| value.parse::<f64>().ok())?
+        };
+        Ok(metrics.lines().filter_map(of).sum())
+    }
+
     /// What is said of each process that is traced.
     pub fn traced(&self) -> Result<Vec<Value>> {
-        let all: Value = serde_json::from_str(&self.page("/api/v1/targets")?)?;
+        let all = self.json("/api/v1/targets")?;
         let rows = all["targets"].as_array().context("targets is a list")?;
         let traced = rows.iter().filter(|row| row["status"] == "traced");
         Ok(traced.cloned().collect())
@@ -40,7 +57,7 @@ impl Asked {
 
     /// The report of one process, counted now.
     pub fn report(&self, pid: i64) -> Result<Value> {
-        let answer: Value = serde_json::from_str(&self.page(&format!("/api/v1/targets/{pid}"))?)?;
+        let answer = self.json(&format!("/api/v1/targets/{pid}"))?;
         Ok(answer["report"].clone())
     }
 
@@ -87,35 +104,101 @@ pub fn in_state(report: &Value, state: &str) -> u64 {
 pub struct Daemon {
     /// Where it listens.
     pub asked: Asked,
+    leaktrace: PathBuf,
+    arguments: Vec<String>,
+    log: Log,
     child: Child,
 }
 
+/// Where a daemon's log goes.
+enum Log {
+    /// Nobody reads it unless the daemon does not start; it goes when the daemon goes.
+    Own(tempfile::TempPath),
+    Kept(PathBuf),
+}
+
+impl Log {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Own(path) => path,
+            Self::Kept(path) => path,
+        }
+    }
+}
+
 impl Daemon {
-    /// Starts one on a free port of the loopback.
-    pub fn start(leaktrace: &Path, arguments: &[&str]) -> Result<Self> {
-        let mut child = Command::new(leaktrace)
-            .args(["daemon", "--listen", "127.0.0.1:0", "--interval", "500ms"])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("starting {}", leaktrace.display()))?;
-        let log = child.stderr.take().context("stderr is piped")?;
-        // From here on dropping ends it.
+    /// Starts one on a free port of the loopback, and waits until it listens.
+    pub fn start(leaktrace: &Path, arguments: &[impl AsRef<str>]) -> Result<Self> {
+        let log = tempfile::NamedTempFile::new()?.into_temp_path();
+        Self::begin(leaktrace, arguments, Log::Own(log))
+    }
+
+    /// The same; its log is appended to a file that stays.
+    pub fn start_with_log(
+        leaktrace: &Path,
+        arguments: &[impl AsRef<str>],
+        log: &Path,
+    ) -> Result<Self> {
+        Self::begin(leaktrace, arguments, Log::Kept(log.to_owned()))
+    }
+
+    fn begin(leaktrace: &Path, arguments: &[impl AsRef<str>], log: Log) -> Result<Self> {
+        // Free a moment ago; kept, so that it can be started again on the same.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let arguments: Vec<String> = (arguments.iter())
+            .map(|argument| argument.as_ref().to_owned())
+            .collect();
         let mut daemon = Self {
-            asked: Asked {
-                address: String::new(),
-            },
-            child,
+            child: spawn(leaktrace, &arguments, &address, log.path())?,
+            asked: Asked { address },
+            leaktrace: leaktrace.to_owned(),
+            arguments,
+            log,
         };
-        daemon.asked.address = listening(log)?;
+        daemon.wait_until_it_listens()?;
         Ok(daemon)
     }
 
+    /// Starts it again, whatever became of it; its log goes to `log`, or to the same as before.
+    pub fn restart(&mut self, log: Option<&Path>) -> Result<()> {
+        let _ = self.child.kill();
+        self.child.wait()?;
+        let log = log.unwrap_or(self.log.path());
+        self.child = spawn(&self.leaktrace, &self.arguments, &self.asked.address, log)?;
+        self.wait_until_it_listens()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it has not ended.
-    pub fn is_alive(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends it a signal such as "STOP".
+    pub fn signal(&self, name: &str) -> Result<()> {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.child.id().to_string()])
+            .status()
+            .context("starting kill")?;
+        ensure!(status.success(), "the daemon has ended before its time");
+        Ok(())
+    }
+
+    fn wait_until_it_listens(&mut self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        while self.asked.page("/healthz").is_err() {
+            if !self.is_running() || Instant::now() > end {
+                let log = fs::read_to_string(self.log.path()).unwrap_or_default();
+                let last = log.lines().last().unwrap_or("it said nothing");
+                bail!("leaktrace daemon does not listen: {last}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 }
 
@@ -127,21 +210,14 @@ impl Drop for Daemon {
     }
 }
 
-/// The address that it says; what it says later is read and dropped, so that it never waits for a reader.
-fn listening(log: impl Read + Send + 'static) -> Result<String> {
-    let (sender, lines) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(log).lines().map_while(Result::ok) {
-            let _ = sender.send(line);
-        }
-    });
-    let mut last = String::new();
-    let deadline = Instant::now() + PATIENCE;
-    while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-        if let Some((_, address)) = line.split_once("listening on http://") {
-            return Ok(address.trim().to_owned());
-        }
-        last = line;
-    }
-    bail!("leaktrace does not listen: {last}")
+fn spawn(leaktrace: &Path, arguments: &[String], address: &str, log: &Path) -> Result<Child> {
+    let log = OpenOptions::new().append(true).create(true).open(log)?;
+    Command::new(leaktrace)
+        .args(["daemon", "--listen", address])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("starting {}", leaktrace.display()))
 }

@@ -5,8 +5,7 @@
 //! leaking lines are named as leaks and the healthy program is not.
 
 use std::fs;
-use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::{repository, target_dir};
 use serde_json::Value;
 
+use crate::daemon::Daemon;
 use crate::go;
 
 /// Arguments of `cargo xtask demo`.
@@ -165,7 +165,11 @@ impl Watch {
         record.args(["--format", "json", "-o"]).arg(&file);
         let record = Tracer::spawn(&mut record)?;
         let daemon = match role.marker {
-            Some(_) => Some(Daemon::start(leaktrace, &["--pid", &pid])?),
+            // A verdict takes ten counts: at the usual interval of 5 s the demo would be over before.
+            Some(_) => {
+                let options = ["--interval", "1s", "--pid", &pid];
+                Some(Daemon::start(leaktrace, &options)?)
+            }
             None => None,
         };
         Ok(Self {
@@ -192,7 +196,7 @@ impl Watch {
         };
         let line = build::marked_line(self.role.fixture, marker)?;
         let place = format!("main.go:{line}\"");
-        let metrics = daemon.scrape()?;
+        let metrics = daemon.asked.page("/metrics")?;
         let mut is_leak = false;
         for line in metrics.lines().filter(|line| line.contains(&place)) {
             let Some((name, _)) = line.split_once('{') else {
@@ -259,64 +263,6 @@ impl Drop for Tracer {
         // The kernel takes the probes off however it ends; there is no need to ask it first.
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// `leaktrace daemon` on a port of its own choice.
-pub struct Daemon {
-    /// Where it listens.
-    pub address: String,
-    _tracer: Tracer,
-}
-
-impl Daemon {
-    /// Starts it for whom these arguments name.
-    pub fn start(leaktrace: &Path, whom: &[&str]) -> Result<Self> {
-        let mut command = Command::new(leaktrace);
-        command
-            .args(["daemon", "--listen", "127.0.0.1:0"])
-            .args(whom);
-        // A verdict takes ten counts: at the usual interval of 5 s the demo would be over before.
-        let tracer = Tracer::spawn(command.args(["--interval", "1s"]))?;
-        let deadline = Instant::now() + Duration::from_secs(20);
-        let mut last = "it said nothing".to_owned();
-        while let Ok(line) = tracer
-            .errors
-            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
-            if let Some((_, rest)) = line.split_once("listening on http://") {
-                let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
-                return Ok(Self {
-                    address: rest[..end.unwrap_or(rest.len())].to_owned(),
-                    _tracer: tracer,
-                });
-            }
-            last = line;
-        }
-        bail!("leaktrace daemon does not listen: {last}");
-    }
-
-    /// The text of /metrics.
-    fn scrape(&self) -> Result<String> {
-        let mut stream = TcpStream::connect(&self.address)
-            .with_context(|| format!("connecting to {}", self.address))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        // HTTP/1.0: the body ends where the connection does.
-        write!(
-            stream,
-            "GET /metrics HTTP/1.0\r\nHost: {}\r\n\r\n",
-            self.address
-        )?;
-        let mut answer = String::new();
-        stream
-            .read_to_string(&mut answer)
-            .context("reading /metrics")?;
-        let (head, body) = answer
-            .split_once("\r\n\r\n")
-            .context("the daemon's answer has no body")?;
-        let status = head.lines().next().unwrap_or_default();
-        ensure!(status.contains(" 200 "), "/metrics answers {status}");
-        Ok(body.to_owned())
     }
 }
 

@@ -20,7 +20,6 @@ mod dist;
 mod fixtures;
 mod fuzz;
 mod go;
-mod kept_daemon;
 mod manifests;
 mod oci;
 mod offsets;

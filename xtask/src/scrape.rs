@@ -17,7 +17,7 @@ use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
 use serde_json::Value;
 
-use crate::kept_daemon::Daemon;
+use crate::daemon::Daemon;
 use crate::{demo, go, tools};
 
 /// Arguments of `cargo xtask scrape`.
@@ -68,16 +68,16 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     for program in [&many, &growing, &healthy] {
         daemon_arguments.extend(["--pid".to_owned(), program.pid().to_string()]);
     }
-    let mut daemon = Daemon::start(&leaktrace, &daemon_arguments, &log)?;
+    let mut daemon = Daemon::start_with_log(&leaktrace, &daemon_arguments, &log)?;
     let own = many.ask("count")?["goroutines"].as_f64();
     let own = own.context("the program counts itself")?;
     lint(&prometheus, &daemon)?;
 
-    let server = Server::start(&prometheus, &daemon.address, &folder)?;
+    let server = Server::start(&prometheus, &daemon.asked.address, &folder)?;
     let minutes = arguments.minutes;
     println!(
         "scraping {} once a second for {minutes} min",
-        daemon.address
+        daemon.asked.address
     );
     let begin = Instant::now();
     for minute in 1..=minutes {
@@ -161,7 +161,7 @@ fn lint(prometheus: &Path, daemon: &Daemon) -> Result<()> {
         .stderr(Stdio::piped())
         .spawn()
         .context("promtool is beside Prometheus")?;
-    let metrics = daemon.get("/metrics")?;
+    let metrics = daemon.asked.page("/metrics")?;
     let mut input = promtool.stdin.take().context("a piped stdin is there")?;
     input.write_all(metrics.as_bytes())?;
     drop(input);

@@ -16,7 +16,8 @@ use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::{repository, target_dir};
 use serde_json::Value;
 
-use crate::demo::{self, Daemon};
+use crate::daemon::Daemon;
+use crate::demo;
 use crate::{go, tools};
 
 /// Arguments of `cargo xtask screenshots`.
@@ -66,9 +67,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     services.push(refused(scratch.path())?);
 
     let everything = format!("{}/*", scratch.path().display());
-    let daemon = Daemon::start(&leaktrace, &["--exe", &everything])?;
-    let empty = Daemon::start(&leaktrace, &["--name", "no-such-program"])?;
-    await_leaks(&daemon.address)?;
+    let daemon = Daemon::start(&leaktrace, &["--interval", "1s", "--exe", &everything])?;
+    let empty = Daemon::start(
+        &leaktrace,
+        &["--interval", "1s", "--name", "no-such-program"],
+    )?;
+    await_leaks(&daemon.asked.address)?;
 
     let folder = repository().join(&arguments.folder);
     fs::create_dir_all(&folder)?;
@@ -95,7 +99,7 @@ fn open_page(browser: &Path, daemons: [&Daemon; 2], folder: &Path) -> Result<()>
     let status = Command::new("node")
         .arg(repository().join("xtask/src/screenshots/drive.mjs"))
         .args([&modules, browser])
-        .args(daemons.map(|daemon| format!("http://{}", daemon.address)))
+        .args(daemons.map(|daemon| format!("http://{}", daemon.asked.address)))
         .arg(folder)
         .stdin(Stdio::null())
         .status()

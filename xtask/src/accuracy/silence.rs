@@ -2,17 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use leaktrace_fixtures::http::Connection;
 use leaktrace_fixtures::program::Program as Running;
-use serde_json::Value;
 
 use super::trial::{Outcome, Trial};
-use crate::bench::Daemon;
+use crate::daemon::Daemon;
 
 /// What the daemon says is asked so often: a verdict that comes and goes is one, too.
 const PACE: Duration = Duration::from_secs(5);
@@ -27,12 +24,9 @@ pub fn watch<'t>(
     for trial in trials {
         running.push((trial, trial.start()?));
     }
-    let mut command = Command::new(leaktrace);
-    command.args(["daemon", "--listen", "127.0.0.1:0"]);
-    for (_, program) in &running {
-        command.args(["--pid", &program.pid().to_string()]);
-    }
-    let daemon = Daemon::start(&mut command)?;
+    let pids = running.iter().map(|(_, program)| program.pid().to_string());
+    let options: Vec<String> = pids.flat_map(|pid| ["--pid".to_owned(), pid]).collect();
+    let daemon = Daemon::start(leaktrace, &options)?;
     let begin = Instant::now();
     let mut said: BTreeMap<u64, BTreeSet<(bool, String)>> = BTreeMap::new();
     let mut traced: BTreeSet<u64> = BTreeSet::new();
@@ -42,8 +36,8 @@ pub fn watch<'t>(
         asked += 1;
         // On a machine at its limits an answer may take longer than is waited for; the next one tells as much.
         let (Ok(leaks), Ok(targets)) = (
-            ask(&daemon, "/api/v1/leaks"),
-            ask(&daemon, "/api/v1/targets"),
+            daemon.asked.json("/api/v1/leaks"),
+            daemon.asked.json("/api/v1/targets"),
         ) else {
             continue;
         };
@@ -79,9 +73,4 @@ pub fn watch<'t>(
         (trial, outcome)
     });
     Ok(outcomes.collect())
-}
-
-fn ask(daemon: &Daemon, path: &str) -> Result<Value> {
-    let answer = Connection::open(daemon.address())?.get(path)?;
-    serde_json::from_str(&answer.body).with_context(|| format!("{path} is no JSON"))
 }

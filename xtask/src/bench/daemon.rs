@@ -2,17 +2,15 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use leaktrace_fixtures::build::{self, Variant};
-use leaktrace_fixtures::http::Connection;
 use leaktrace_fixtures::program::Program;
 
 use super::{Section, Setup, median, plot};
+use crate::daemon::{Asked, Daemon};
 use crate::go;
 
 /// So many programs.
@@ -46,23 +44,15 @@ pub fn run(setup: &Setup) -> Result<Section> {
             };
             programs.push(Program::start(file, &["-rate", "0"])?);
         }
-        let mut command = Command::new(&setup.leaktrace);
-        command.args([
-            "daemon",
-            "--listen",
-            "127.0.0.1:0",
-            "--name",
-            "handler-timeou*",
-        ]);
-        let daemon = Daemon::start(&mut command)?;
-        daemon.settle(count)?;
+        let daemon = Daemon::start(&setup.leaktrace, &["--name", "handler-timeou*"])?;
+        settle(&daemon.asked, count)?;
         let mut shares = Vec::new();
         for _ in 0..setup.pairs {
-            let (begin, before) = (Instant::now(), daemon.cpu_seconds()?);
+            let (begin, before) = (Instant::now(), cpu_seconds(daemon.pid())?);
             thread::sleep(READING);
-            shares.push((daemon.cpu_seconds()? - before) / begin.elapsed().as_secs_f64());
+            shares.push((cpu_seconds(daemon.pid())? - before) / begin.elapsed().as_secs_f64());
         }
-        let (share, megabytes) = (median(&shares) * 100.0, daemon.megabytes()?);
+        let (share, megabytes) = (median(&shares) * 100.0, megabytes(daemon.pid())?);
         let _ = writeln!(
             text,
             "| {count} | {files} | {share:.2} % | {megabytes:.0} MB |"
@@ -85,94 +75,42 @@ pub fn run(setup: &Setup) -> Result<Section> {
     })
 }
 
-/// A daemon that serves. Dropping it ends it.
-pub struct Daemon {
-    child: Child,
-    address: String,
+/// Waits until it has so many targets, and a moment longer.
+fn settle(daemon: &Asked, targets: u32) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(120);
+    let begin = Instant::now();
+    loop {
+        let metrics = daemon.page("/metrics")?;
+        let up = (metrics.lines())
+            .filter(|line| line.starts_with("leaktrace_target_up{") && line.ends_with(" 1"));
+        if up.count() >= targets as usize {
+            break;
+        }
+        if begin.elapsed() > PATIENCE {
+            bail!("not all of {targets} programs are watched after {PATIENCE:?}");
+        }
+        thread::sleep(Duration::from_millis(200));
+    }
+    thread::sleep(READING);
+    Ok(())
 }
 
-impl Daemon {
-    /// Starts it, and waits until it says where it listens.
-    pub fn start(command: &mut Command) -> Result<Self> {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("starting leaktrace daemon")?;
-        let stderr = child.stderr.take().context("stderr is piped")?;
-        let mut daemon = Self {
-            child,
-            address: String::new(),
-        };
-        let mut lines = BufReader::new(stderr).lines();
-        while daemon.address.is_empty() {
-            let line = lines.next().context("the daemon ended")??;
-            if let Some((_, rest)) = line.split_once("listening on http://") {
-                let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
-                rest[..end.unwrap_or(rest.len())].clone_into(&mut daemon.address);
-            }
-        }
-        // What it says later is read, so that it never waits for a reader; that ends with the daemon.
-        thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Ok(daemon)
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
-
-    /// What it serves on /metrics.
-    pub fn metrics(&self) -> Result<String> {
-        Ok(Connection::open(&self.address)?.get("/metrics")?.body)
-    }
-
-    /// Waits until it has so many targets, and a moment longer.
-    fn settle(&self, targets: u32) -> Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(120);
-        let begin = Instant::now();
-        loop {
-            let metrics = self.metrics()?;
-            let up = (metrics.lines())
-                .filter(|line| line.starts_with("leaktrace_target_up{") && line.ends_with(" 1"));
-            if up.count() >= targets as usize {
-                break;
-            }
-            if begin.elapsed() > PATIENCE {
-                bail!("not all of {targets} programs are watched after {PATIENCE:?}");
-            }
-            thread::sleep(Duration::from_millis(200));
-        }
-        thread::sleep(READING);
-        Ok(())
-    }
-
-    fn cpu_seconds(&self) -> Result<f64> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
-        // The name, in parentheses, may hold spaces; utime and stime are the 12th and 13th after it (proc_pid_stat(5)).
-        let (_, fields) = stat.rsplit_once(')').context("a stat line has a name")?;
-        let ticks: u64 = (fields.split_ascii_whitespace().skip(11).take(2))
-            .filter_map(|field| field.parse::<u64>().ok())
-            .sum();
-        // USER_HZ is 100 on every Linux that Rust runs on.
-        Ok(ticks as f64 / 100.0)
-    }
-
-    fn megabytes(&self) -> Result<f64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kilobytes: f64 = (line.and_then(|line| line.split_ascii_whitespace().next()))
-            .and_then(|number| number.parse().ok())
-            .context("the kernel tells what is resident")?;
-        Ok(kilobytes / 1024.0)
-    }
+fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold spaces; utime and stime are the 12th and 13th after it (proc_pid_stat(5)).
+    let (_, fields) = stat.rsplit_once(')').context("a stat line has a name")?;
+    let ticks: u64 = (fields.split_ascii_whitespace().skip(11).take(2))
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
+    // USER_HZ is 100 on every Linux that Rust runs on.
+    Ok(ticks as f64 / 100.0)
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Both fail only when it has ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn megabytes(pid: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes: f64 = (line.and_then(|line| line.split_ascii_whitespace().next()))
+        .and_then(|number| number.parse().ok())
+        .context("the kernel tells what is resident")?;
+    Ok(kilobytes / 1024.0)
 }

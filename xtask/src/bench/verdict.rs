@@ -1,14 +1,13 @@
 //! How long a leaking program is watched until the first verdict is on /metrics.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 
-use super::daemon::Daemon;
 use super::{Section, Setup, median};
+use crate::daemon::Daemon;
 use crate::go;
 
 /// Measures.
@@ -34,11 +33,10 @@ fn first_verdict(setup: &Setup, executable: &std::path::Path) -> Result<f64> {
     const PATIENCE: Duration = Duration::from_secs(120);
     let program = Program::start(executable, &["-rate", "10"])?;
     let begin = Instant::now();
-    let mut command = Command::new(&setup.leaktrace);
-    command.args(["daemon", "--interval", "1s", "--listen", "127.0.0.1:0"]);
-    let daemon = Daemon::start(command.args(["--pid", &program.pid().to_string()]))?;
+    let pid = program.pid().to_string();
+    let daemon = Daemon::start(&setup.leaktrace, &["--interval", "1s", "--pid", &pid])?;
     while begin.elapsed() < PATIENCE {
-        if daemon.metrics()?.contains("leaktrace_leak{") {
+        if daemon.asked.page("/metrics")?.contains("leaktrace_leak{") {
             return Ok(begin.elapsed().as_secs_f64());
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -140,13 +140,14 @@ impl World {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !self
             .daemon
-            .get("/metrics")?
+            .asked
+            .page("/metrics")?
             .contains(&format!("pid=\"{}\"", storm.pid()))
         {
             ensure!(Instant::now() < deadline, "the storm is not traced");
             thread::sleep(Duration::from_millis(50));
         }
-        let before = self.daemon.sum(lost)?;
+        let before = self.daemon.asked.sum(lost)?;
         self.daemon.signal("STOP")?;
         thread::sleep(Duration::from_secs(5));
         self.daemon.signal("CONT")?;
@@ -155,7 +156,7 @@ impl World {
         while after <= before {
             ensure!(Instant::now() < deadline, "nothing is said to be lost");
             thread::sleep(Duration::from_millis(100));
-            after = self.daemon.sum(lost)?;
+            after = self.daemon.asked.sum(lost)?;
         }
         drop(storm);
         Ok(format!(
@@ -191,7 +192,7 @@ impl World {
         let forger = Program::start(&forger, &["-forge", forge])?;
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
-            let listed = self.daemon.json("/api/v1/targets")?;
+            let listed = self.daemon.asked.json("/api/v1/targets")?;
             let rows = listed["targets"].as_array().context("a list")?;
             let row = rows.iter().find(|row| row["pid"] == forger.pid());
             if let Some(row) = row

@@ -11,8 +11,8 @@ use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
 
+use crate::daemon::Daemon;
 use crate::go;
-use crate::kept_daemon::Daemon;
 
 /// Programs that are always there.
 const PROGRAMS: usize = 20;
@@ -68,10 +68,9 @@ impl World {
             "--host-budget",
             "off",
         ];
-        let options: Vec<String> = options.map(str::to_owned).into();
         let mut world = Self {
             random: Random(seed | 1),
-            daemon: Daemon::start(leaktrace, &options, log)?,
+            daemon: Daemon::start_with_log(leaktrace, &options, log)?,
             log: log.to_owned(),
             programs: Vec::new(),
             executables,
@@ -129,7 +128,7 @@ impl World {
     }
 
     fn compare(&mut self) -> Result<u64> {
-        let listed = self.daemon.json("/api/v1/targets")?;
+        let listed = self.daemon.asked.json("/api/v1/targets")?;
         let listed = listed["targets"].as_array().context("a list")?;
         let traced: Vec<_> = listed
             .iter()
@@ -206,7 +205,9 @@ fn agree(program: &mut Program, daemon: &Daemon) -> Result<u64> {
                 .context("a program counts itself")
         };
         let before = own(program)?;
-        let answer = daemon.json(&format!("/api/v1/targets/{}", program.pid()))?;
+        let answer = daemon
+            .asked
+            .json(&format!("/api/v1/targets/{}", program.pid()))?;
         let after = own(program)?;
         let total = answer["report"]["goroutines"]["total"].as_u64();
         let total = total.context("a target that is traced has a report")?;

@@ -28,19 +28,7 @@ const SOON: Duration = Duration::from_secs(10);
 /// Runs leaktrace in a container beside a Go program in another one.
 pub fn run(engine: &Engine, archive: &Path) -> Result<()> {
     engine.ask(&["load".as_ref(), "--input".as_ref(), archive.as_os_str()])?;
-    let program = engine.ask(&[
-        "run",
-        "--detach",
-        "--network",
-        "none",
-        "leak:1",
-        &exe(),
-        "-rate",
-        "20",
-        "-burst",
-        "40",
-    ])?;
-    let program = Container::of_docker(engine, &program)?;
+    let program = Container::in_docker(engine, "20", "40")?;
 
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
     let name = format!("{}:{}", dist::IMAGE, dist::version());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 
 use super::engine::Engine;
-use super::{Container, IMAGE, SOON, eventually, exe};
+use super::{Container, OF_IMAGE, SOON, eventually};
 use crate::daemon::Daemon;
 
 /// A pod of a Deployment: namespace, name, container, and the label that it has to have.
@@ -63,23 +63,8 @@ fn start(
     let pod = format!("kubepods/burstable/pod{uid}");
     let cgroup = format!("/{pod}/{id}");
     cgroups.0.push(PathBuf::from(pod));
-    engine.ask(&[
-        "run",
-        "--detach",
-        "--null-io",
-        "--snapshotter",
-        "overlayfs",
-        "--cgroup",
-        &cgroup,
-        IMAGE,
-        &id,
-        &exe(),
-        "-rate",
-        "0",
-        "-burst",
-        burst,
-    ])?;
-    Container::of_containerd(engine, &id)
+    let what = [&["--cgroup", &cgroup], &OF_IMAGE[..]].concat();
+    Container::in_containerd(engine, &what, &id, burst)
 }
 
 /// It has to have the names of its pod, and the label that stays.
