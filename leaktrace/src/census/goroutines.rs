@@ -119,8 +119,9 @@ pub(super) fn walk(
             limit: MOST_ALIVE as u64,
         });
     }
-    // A g may have been read while it ended and was used again: two readings must agree on who it is. One that waits is
-    // copied in some ten nanoseconds, far less than that takes; where there are very many, once is enough for those.
+    // Who is the same in two readings was alive all the time between them, so all of these were alive at one moment: when
+    // the first reading ended. Who is another by then was born after it. One that waits is copied in some ten nanoseconds,
+    // far less than it takes to end and be used again; where there are very many, once is enough for those.
     if read.len() > MOST_READ_TWICE {
         let mut moving = Vec::new();
         read.retain(|goroutine| {
@@ -132,35 +133,24 @@ pub(super) fn walk(
         });
         *goroutines = std::mem::replace(&mut read, moving);
     }
-    for _ in 0..TRIES {
-        if read.is_empty() {
-            break;
-        }
-        let mut before = read.iter();
-        let mut unsure = Vec::new();
-        let mut addresses = read.iter().map(|goroutine| goroutine.g.0).collect();
-        for_each_structure(
-            memory,
-            &mut addresses,
-            size,
-            unreadable,
-            |address, fields| {
-                // Both are in the order of their addresses; what could not be read again is not in the second.
-                let before = before.find(|goroutine| goroutine.g.0 == address);
-                match (before, parse(layout, address, fields)) {
-                    (Some(before), Some(now))
-                        if now.goid == before.goid && now.gopc == before.gopc =>
-                    {
-                        goroutines.push(now);
-                    }
-                    (_, Some(now)) => unsure.push(now),
-                    (_, None) => {}
-                }
-            },
-        )?;
-        read = unsure;
-    }
-    *unreadable += read.len() as u64;
+    let mut before = read.iter();
+    let mut addresses = read.iter().map(|goroutine| goroutine.g.0).collect();
+    for_each_structure(
+        memory,
+        &mut addresses,
+        size,
+        unreadable,
+        |address, fields| {
+            // Both are in the order of their addresses; what could not be read again is not in the second.
+            let before = before.find(|goroutine| goroutine.g.0 == address);
+            let now = parse(layout, address, fields);
+            if let (Some(before), Some(now)) = (before, now)
+                && (now.goid, now.gopc) == (before.goid, before.gopc)
+            {
+                goroutines.push(now);
+            }
+        },
+    )?;
     Ok(())
 }
 

@@ -46,12 +46,12 @@ pub struct Census {
     pub started_ns: u64,
     /// When reading ended.
     pub finished_ns: u64,
-    /// Every goroutine that was not dead, system goroutines too.
+    /// Every goroutine that was not dead, system goroutines too: up to 200,000 of them, all at one moment between the two.
     pub goroutines: Vec<Goroutine>,
     /// Every timer that was in a P's heap and neither stopped nor fired; `None` when it is not known where this
     /// binary keeps its heaps.
     pub timers: Option<Vec<Timer>>,
-    /// Things that were listed but could not be read, or changed under the reader too often.
+    /// Things that were listed but could not be read.
     pub unreadable: u64,
 }
 

@@ -209,6 +209,8 @@ mod tests {
         run(async {
             let passwords = Arc::new(passwords());
             assert_eq!(passwords.check("alice", "correct horse").await, Answer::Yes);
+            // No check ends before all have asked.
+            let turn = passwords.running.acquire().await.expect("it is open");
             let guesses = (0..MOST_WAITING + 10).map(|number| {
                 let passwords = Arc::clone(&passwords);
                 tokio::spawn(async move { passwords.check("alice", &number.to_string()).await })
@@ -218,6 +220,7 @@ mod tests {
             let known = passwords.check("alice", "correct horse");
             let known = tokio::time::timeout(Duration::from_millis(100), known).await;
             assert_eq!(known, Ok(Answer::Yes));
+            drop(turn);
             let mut busy = 0;
             for guess in guesses {
                 match guess.await.expect("it ends") {

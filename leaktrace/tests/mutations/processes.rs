@@ -193,6 +193,31 @@ fn one_goroutine_listed_a_hundred_thousand_times_is_one() {
     assert_eq!(census.expect("it is all mapped").goroutines.len(), 1);
 }
 
+/// Two slots of which one is used again while the census is taken: who was there before may be gone, and who is there now was
+/// not there when the first reading ended.
+#[test]
+fn a_goroutine_that_is_another_when_read_again_is_not_counted() {
+    for offsets in releases() {
+        let lists = [(ALLGLEN, 2), (ALLGPTR, ARRAY)];
+        let readings = Cell::new(0_u64);
+        let changing = ARRAY * 2 + offsets.g_goid as u64;
+        let (census, _) = take(&offsets, &lists, |at| {
+            if at < ARRAY * 2 {
+                return Some(ARRAY * 2 + (at - ARRAY) * 512);
+            }
+            if at == changing {
+                readings.set(readings.get() + 1);
+                return Some(1000 + readings.get());
+            }
+            Some(4 | 4 << 32)
+        });
+        let census = census.expect("it is all mapped");
+        let found: Vec<_> = census.goroutines.iter().map(|one| one.goid.0).collect();
+        assert_eq!(found, [4 | 4 << 32]);
+        assert_eq!(readings.get(), 2);
+    }
+}
+
 #[test]
 fn a_million_pointers_to_nowhere_are_not_followed_one_by_one() {
     const COUNT: u64 = 1_000_000;
