@@ -1,5 +1,6 @@
 //! A program that forges its own runtime structures gets a sentence or an answer, soon, and never a crash of ours.
 
+use std::thread;
 use std::time::Duration;
 
 use leaktrace_fixtures::program::Program;
@@ -40,6 +41,10 @@ fn assert_counted(program: &mut Program) {
 
 #[test]
 fn under_churn_every_goroutine_found_is_one_that_there_is() {
+    // Main goes on when the last of a batch has told it to, not when all have ended: on each P one may be about to, and one may
+    // have been preempted there.
+    let cores = thread::available_parallelism().expect("they can be counted");
+    let most = 1 + 100 + 2 * cores.get() as u64;
     for go in ["1.22.10", "1.27.3"] {
         let Some(program) = needs::program("spawn-storm", go, &["-batch", "100"]) else {
             return;
@@ -49,7 +54,7 @@ fn under_churn_every_goroutine_found_is_one_that_there_is() {
         for _ in 0..30 {
             let found = tool::json(&["snapshot", "--pid", &program.pid().to_string()]);
             let total = report::number(&found["goroutines"]["total"]);
-            assert!((1..=101).contains(&total), "go {go}: {total}");
+            assert!((1..=most).contains(&total), "go {go}: {total}");
             for site in report::sites(&found).filter(|site| site["kind"] == "goroutine") {
                 let here = site["line"] == line || site["function"] == "runtime.main";
                 assert!(here, "go {go}: {site}");
