@@ -314,10 +314,11 @@ impl Session {
         if let Some(places) = look.places {
             self.places = places;
         }
-        let drift = self.ledger.reconcile(&look.census, &self.symbols);
-        self.watched_since_ns.get_or_insert(look.census.started_ns);
-        self.counted_ns = look.census.finished_ns;
-        self.ledger.sample(look.census.finished_ns);
+        let (started_ns, finished_ns) = (look.census.started_ns, look.census.finished_ns);
+        let drift = self.ledger.reconcile(look.census, &self.symbols);
+        self.watched_since_ns.get_or_insert(started_ns);
+        self.counted_ns = finished_ns;
+        self.ledger.sample(finished_ns);
         self.standings.judge(&Moment {
             ledger: &self.ledger,
             symbols: &self.symbols,
@@ -325,10 +326,10 @@ impl Session {
             places: looked.then_some(&self.places),
             reached: look.reached,
             started_ns: self.started_ns,
-            watched_since_ns: self.watched_since_ns.unwrap_or(look.census.finished_ns),
-            now_ns: look.census.finished_ns,
+            watched_since_ns: self.watched_since_ns.unwrap_or(finished_ns),
+            now_ns: finished_ns,
         });
-        self.inquire(look.census.finished_ns);
+        self.inquire(finished_ns);
         drift
     }
 

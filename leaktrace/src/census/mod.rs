@@ -266,8 +266,12 @@ fn for_each_structure(
             batch_bytes += size;
             taken += 1;
         }
-        buffer.resize(batch_bytes, 0);
-        let read = memory.read_pieces(&pieces, &mut buffer)?;
+        if buffer.len() < batch_bytes {
+            // Not resized, for that would copy what is in it.
+            buffer = vec![0; batch_bytes];
+        }
+        let into = buffer.get_mut(..batch_bytes).unwrap_or_default();
+        let read = memory.read_pieces(&pieces, into)?;
         let (batch, next) = rest.split_at(taken);
         rest = next;
         let mut wanted = batch.iter().copied().peekable();

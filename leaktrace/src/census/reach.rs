@@ -70,6 +70,10 @@ pub fn stranded(
     if goroutines.len() > MOST_GOROUTINES {
         return Err(ReachError::TooMuch("goroutines"));
     }
+    // Who waits for more than was looked at could be woken by that.
+    if channels.left_out > 0 {
+        return Err(ReachError::TooMuch("channels"));
+    }
     let mut walk = Walk {
         memory,
         spans: Spans::read(memory, heap)?,

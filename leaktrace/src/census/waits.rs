@@ -91,7 +91,7 @@ impl<T: Clone> Waits<T> {
 }
 
 /// Goroutines that are looked at: more tell no more about a leak.
-const MOST_GOROUTINES: usize = 200_000;
+const MOST_GOROUTINES: usize = 100_000;
 
 /// Channels that goroutines hang on, all told: a select may name many.
 const MOST_EDGES: usize = 1 << 20;

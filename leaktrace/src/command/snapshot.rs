@@ -70,10 +70,10 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
     progress.next("counting what was alive");
     let census = census::take(&memory, &layout, &|| 0)?;
-    let mut ledger = Ledger::default();
-    ledger.reconcile(&census, &symbols);
     let goroutines = &census.goroutines;
     let places = Places::of(goroutines, &memory, &layout, &wait_reasons, &symbols, false)?;
+    let mut ledger = Ledger::default();
+    ledger.reconcile(census, &symbols);
     let mut standings = Standings::default();
     standings.judge(&Moment {
         reached: None,

@@ -384,7 +384,7 @@ impl Ledger {
     /// Every event that happened before the census ended must have been applied. What was born after the
     /// census began may be missing from it, and what ended after it began may still be in it: both are in
     /// flight, not drift.
-    pub fn reconcile(&mut self, census: &Census, symbols: &dyn Symbols) -> Drift {
+    pub fn reconcile(&mut self, census: Census, symbols: &dyn Symbols) -> Drift {
         let mut drift = Drift::default();
         let ended_meanwhile: HashSet<Goid> = self
             .recent_ends
@@ -458,7 +458,11 @@ impl Ledger {
         }
         self.goroutines = alive;
         self.timers_unknown = census.timers.is_none();
-        self.reconcile_timers(census, symbols);
+        self.reconcile_timers(
+            census.timers.unwrap_or_default(),
+            census.started_ns,
+            symbols,
+        );
         self.last_census_ns = Some(census.started_ns);
         self.drift = drift;
         self.drift_total += drift.total();
@@ -472,17 +476,23 @@ impl Ledger {
         }
     }
 
-    fn reconcile_timers(&mut self, census: &Census, symbols: &dyn Symbols) {
+    fn reconcile_timers(
+        &mut self,
+        found: Vec<census::Timer>,
+        census_ns: u64,
+        symbols: &dyn Symbols,
+    ) {
         let known = std::mem::take(&mut self.timers);
         for timer in &known {
             self.sites[timer.site].live -= 1;
         }
-        let found = census.timers.as_deref().unwrap_or_default();
-        let mut pending = Vec::with_capacity(found.len());
-        for timer in found {
+        // There may be a million. Both kinds are of one size, so this is done in the memory that the census took.
+        const { assert!(size_of::<census::Timer>() == size_of::<LiveTimer>()) };
+        let pending = found.into_iter().filter_map(|timer| {
             let known = at_address(&known, timer.timer);
-            pending.extend(self.pending(timer, known, census.started_ns, symbols));
-        }
+            self.pending(&timer, known, census_ns, symbols)
+        });
+        let mut pending: Vec<LiveTimer> = pending.collect();
         drop(known);
         if !pending.is_sorted_by_key(|timer| timer.timer) {
             pending.sort_by_key(|timer| timer.timer);
@@ -500,7 +510,7 @@ impl Ledger {
         }
         self.timers = pending;
         let is_pending = |timer| at_address(&self.timers, timer).is_some();
-        self.armed.sweep(&is_pending, census.started_ns);
+        self.armed.sweep(&is_pending, census_ns);
     }
 
     /// What the books say of a timer that the census found; `None` for the runtime's own. `known` is what they said of

@@ -119,7 +119,7 @@ fn live_by_line(ledger: &Ledger) -> HashMap<u32, u64> {
 fn what_lived_before_is_seeded_and_is_no_drift() {
     let mut ledger = Ledger::default();
     ledger.listen(100);
-    let drift = ledger.reconcile(&census(200, vec![alive(1, 10), alive(2, 10)]), &Numbers);
+    let drift = ledger.reconcile(census(200, vec![alive(1, 10), alive(2, 10)]), &Numbers);
     assert_eq!(drift, Drift::default());
     assert_eq!(live_by_line(&ledger), HashMap::from([(10, 2)]));
     ledger.apply(&goroutine_event(Life::Ended, 300, 1, 10), &Numbers);
@@ -130,11 +130,11 @@ fn what_lived_before_is_seeded_and_is_no_drift() {
 fn births_and_ends_around_a_census_are_in_flight() {
     let mut ledger = Ledger::default();
     ledger.listen(0);
-    ledger.reconcile(&census(50, vec![alive(1, 10)]), &Numbers);
+    ledger.reconcile(census(50, vec![alive(1, 10)]), &Numbers);
     // 1 ends while the census runs and was still seen; 2 is born too late to be seen.
     ledger.apply(&goroutine_event(Life::Ended, 205, 1, 10), &Numbers);
     ledger.apply(&goroutine_event(Life::Born, 206, 2, 20), &Numbers);
-    let drift = ledger.reconcile(&census(200, vec![alive(1, 10)]), &Numbers);
+    let drift = ledger.reconcile(census(200, vec![alive(1, 10)]), &Numbers);
     assert_eq!(drift, Drift::default());
     assert_eq!(live_by_line(&ledger), HashMap::from([(20, 1)]));
 }
@@ -143,11 +143,11 @@ fn births_and_ends_around_a_census_are_in_flight() {
 fn lost_events_are_drift_once_and_then_right() {
     let mut ledger = Ledger::default();
     ledger.listen(0);
-    ledger.reconcile(&census(50, Vec::new()), &Numbers);
+    ledger.reconcile(census(50, Vec::new()), &Numbers);
     ledger.apply(&goroutine_event(Life::Born, 60, 1, 10), &Numbers);
     // The end of 1 and the birth of 2 were lost.
     let second = census(100, vec![alive(2, 20)]);
-    let drift = ledger.reconcile(&second, &Numbers);
+    let drift = ledger.reconcile(second, &Numbers);
     assert_eq!(
         drift,
         Drift {
@@ -156,7 +156,7 @@ fn lost_events_are_drift_once_and_then_right() {
         }
     );
     assert_eq!(live_by_line(&ledger), HashMap::from([(20, 1)]));
-    let drift = ledger.reconcile(&census(200, second.goroutines), &Numbers);
+    let drift = ledger.reconcile(census(200, vec![alive(2, 20)]), &Numbers);
     assert_eq!(drift, Drift::default());
 }
 
@@ -166,11 +166,11 @@ fn made_up_sites_are_bounded() {
     let mut ledger = Ledger::default();
     let world: Vec<Goroutine> = (1..=40_000).map(|goid| alive(goid, 1000 + goid)).collect();
     let count = world.len();
-    ledger.reconcile(&census(100, world), &Numbers);
+    ledger.reconcile(census(100, world), &Numbers);
     assert!(ledger.sites.iter().count() <= (1 << 14) + 8);
     let live: u64 = ledger.sites.iter().map(|site| site.live).sum();
     assert_eq!(live, count as u64);
-    ledger.reconcile(&census(200, Vec::new()), &Numbers);
+    ledger.reconcile(census(200, Vec::new()), &Numbers);
     assert!(ledger.sites.iter().all(|site| site.live == 0));
 }
 
@@ -180,9 +180,9 @@ fn what_a_census_lists_twice_counts_once() {
     let mut ledger = Ledger::default();
     let mut twice = census(100, vec![alive(1, 10), alive(1, 20)]);
     twice.timers = Some(vec![pending(2, GO_FUNC, 77), pending(2, GO_FUNC, 78)]);
-    ledger.reconcile(&twice, &Numbers);
+    ledger.reconcile(twice, &Numbers);
     assert_eq!(live_by_line(&ledger), HashMap::from([(20, 1), (78, 1)]));
-    ledger.reconcile(&census(200, Vec::new()), &Numbers);
+    ledger.reconcile(census(200, Vec::new()), &Numbers);
     assert_eq!(live_by_line(&ledger), HashMap::new());
 }
 
@@ -231,7 +231,7 @@ fn a_pending_timer_is_booked_where_it_was_armed() {
         // The runtime's own.
         pending(4, RuntimeAddr(5), 0),
     ]);
-    ledger.reconcile(&heap, &Numbers);
+    ledger.reconcile(heap, &Numbers);
     assert_eq!(
         live_by_line(&ledger),
         HashMap::from([(43, 1), (78, 1), (79, 1)])
@@ -255,17 +255,17 @@ proptest! {
     ) {
         let mut ledger = Ledger::default();
         ledger.listen(0);
-        ledger.reconcile(&census(1, Vec::new()), &Numbers);
+        ledger.reconcile(census(1, Vec::new()), &Numbers);
         for (at, (kind, goid, site)) in events.into_iter().enumerate() {
             let kind = if kind == 0 { Life::Born } else { Life::Ended };
             ledger.apply(&goroutine_event(kind, 10 + at as u64, goid, site), &Numbers);
         }
         let world: Vec<Goroutine> = survivors.iter().map(|(goid, site)| alive(*goid, *site)).collect();
-        ledger.reconcile(&census(1000, world.clone()), &Numbers);
+        ledger.reconcile(census(1000, world.clone()), &Numbers);
         let booked: u64 = ledger.sites.iter().map(|site| site.live).sum();
         prop_assert_eq!(booked, world.len() as u64);
         prop_assert_eq!(ledger.goroutines().count(), world.len());
-        let drift = ledger.reconcile(&census(2000, world), &Numbers);
+        let drift = ledger.reconcile(census(2000, world), &Numbers);
         prop_assert_eq!(drift, Drift::default());
     }
 
@@ -274,7 +274,7 @@ proptest! {
     fn complete_events_never_drift(lives in prop::collection::vec((1..6_u64, any::<bool>()), 0..300)) {
         let mut ledger = Ledger::default();
         ledger.listen(0);
-        ledger.reconcile(&census(1, Vec::new()), &Numbers);
+        ledger.reconcile(census(1, Vec::new()), &Numbers);
         let mut world = Vec::new();
         for (goid, (site, ends)) in (1..).zip(lives) {
             ledger.apply(&goroutine_event(Life::Born, 10, goid, site), &Numbers);
@@ -284,7 +284,7 @@ proptest! {
                 world.push(alive(goid, site));
             }
         }
-        prop_assert_eq!(ledger.reconcile(&census(1000, world), &Numbers), Drift::default());
+        prop_assert_eq!(ledger.reconcile(census(1000, world), &Numbers), Drift::default());
     }
 }
 
@@ -449,7 +449,7 @@ fn timers_that_are_over_are_forgotten_when_there_are_many() {
     assert_eq!(ledger.turned_away, 0);
     let mut heap = census(1_000_000, Vec::new());
     heap.timers = Some(vec![pending(1, SEND_TIME, 0)]);
-    ledger.reconcile(&heap, &Numbers);
+    ledger.reconcile(heap, &Numbers);
     assert_eq!(live_by_line(&ledger), HashMap::from([(42, 1)]));
 }
 
@@ -457,19 +457,19 @@ fn timers_that_are_over_are_forgotten_when_there_are_many() {
 fn what_came_and_went_in_a_pause_is_no_drift() {
     let mut ledger = Ledger::default();
     ledger.listen(100);
-    ledger.reconcile(&census(200, vec![alive(1, 10)]), &Numbers);
+    ledger.reconcile(census(200, vec![alive(1, 10)]), &Numbers);
     ledger.apply(&goroutine_event(Life::Born, 300, 2, 10), &Numbers);
     ledger.deafen(310);
     // Goroutine 1 ended unheard, 3 and 4 were born.
     let found = census(400, vec![alive(2, 10), alive(3, 10), alive(4, 10)]);
-    assert_eq!(ledger.reconcile(&found, &Numbers), Drift::default());
+    assert_eq!(ledger.reconcile(found, &Numbers), Drift::default());
     assert_eq!(live_by_line(&ledger), HashMap::from([(10, 3)]));
     ledger.listen(500);
     let found = census(600, vec![alive(2, 10), alive(5, 10)]);
-    assert_eq!(ledger.reconcile(&found, &Numbers), Drift::default());
+    assert_eq!(ledger.reconcile(found, &Numbers), Drift::default());
     // Seeded again: from now on what was not heard of is drift.
     let found = census(700, vec![alive(2, 10), alive(5, 10), alive(6, 10)]);
-    assert_eq!(ledger.reconcile(&found, &Numbers).missed_births, 1);
+    assert_eq!(ledger.reconcile(found, &Numbers).missed_births, 1);
     assert_eq!(live_by_line(&ledger), HashMap::from([(10, 3)]));
 }
 
@@ -547,7 +547,7 @@ fn after_a_pause_only_a_timer_that_is_due_as_it_was_armed_keeps_its_line() {
         due(5, 8000, 1000),
     ];
     ledger.listen(300);
-    ledger.reconcile(&heap(400, &world), &Numbers);
+    ledger.reconcile(heap(400, &world), &Numbers);
     let expected = HashMap::from([(41, 1), (42, 1), (45, 1), (77, 1)]);
     assert_eq!(live_by_line(&ledger), expected);
     assert_eq!(ledger.unproven_timers(), 1);
@@ -560,7 +560,7 @@ fn after_a_pause_only_a_timer_that_is_due_as_it_was_armed_keeps_its_line() {
     assert_eq!(ledger.unproven_timers(), 2);
     // What was proven is heard of as before.
     ledger.apply(&at(600, Change::Rearmed(due(1, 12_000, 0))), &Numbers);
-    ledger.reconcile(&heap(700, &[due(1, 12_000, 0)]), &Numbers);
+    ledger.reconcile(heap(700, &[due(1, 12_000, 0)]), &Numbers);
     assert_eq!(live_by_line(&ledger), HashMap::from([(41, 1)]));
 }
 
@@ -573,7 +573,7 @@ fn a_timer_that_is_armed_again_after_a_pause_is_not_taken_for_the_one_before() {
     ledger.listen(300);
     // Before any count. Which timer was it?
     ledger.apply(&at(310, Change::Rearmed(due(1, 9500, 0))), &Numbers);
-    ledger.reconcile(&heap(400, &[due(1, 9500, 0)]), &Numbers);
+    ledger.reconcile(heap(400, &[due(1, 9500, 0)]), &Numbers);
     assert_eq!(live_by_line(&ledger), HashMap::from([(77, 1)]));
     assert!(ledger.sites.iter().all(|site| site.rearmed == 0));
 }
@@ -584,13 +584,13 @@ fn a_timer_that_was_armed_again_while_events_were_lost_is_nobodys() {
     ledger.listen(0);
     arm(&mut ledger, 100, due(1, 9000, 0), 41);
     arm(&mut ledger, 100, due(2, 9000, 0), 42);
-    ledger.reconcile(&heap(150, &[due(1, 9000, 0), due(2, 9000, 0)]), &Numbers);
+    ledger.reconcile(heap(150, &[due(1, 9000, 0), due(2, 9000, 0)]), &Numbers);
     // The event that said that 1 is another now may have been lost before this one.
     ledger.apply(&at(210, Change::Rearmed(due(1, 9500, 0))), &Numbers);
     arm(&mut ledger, 220, due(3, 9700, 0), 43);
     ledger.missed(200);
     let world = [due(1, 9500, 0), due(2, 9000, 0), due(3, 9700, 0)];
-    ledger.reconcile(&heap(400, &world), &Numbers);
+    ledger.reconcile(heap(400, &world), &Numbers);
     let expected = HashMap::from([(42, 1), (43, 1), (77, 1)]);
     assert_eq!(live_by_line(&ledger), expected);
 }
@@ -600,17 +600,17 @@ fn a_new_timer_at_an_old_address_has_not_been_there_since() {
     let mut ledger = Ledger::default();
     ledger.listen(0);
     arm(&mut ledger, 100, due(1, 300, 0), 41);
-    ledger.reconcile(&heap(200, &[due(1, 300, 0)]), &Numbers);
+    ledger.reconcile(heap(200, &[due(1, 300, 0)]), &Numbers);
     // It fires and is freed; the same line makes another. And one that is only armed again.
     ledger.apply(&at(300, Change::Fired(due(1, 300, 0))), &Numbers);
     arm(&mut ledger, 350, due(1, 900, 0), 41);
-    ledger.reconcile(&heap(400, &[due(1, 900, 0)]), &Numbers);
+    ledger.reconcile(heap(400, &[due(1, 900, 0)]), &Numbers);
     let there = |ledger: &Ledger| ledger.timers().map(|timer| timer.there_since_ns).collect();
     let since: Vec<u64> = there(&ledger);
     assert_eq!(since, [350]);
     ledger.apply(&at(900, Change::Fired(due(1, 900, 0))), &Numbers);
     ledger.apply(&at(901, Change::Rearmed(due(1, 2000, 0))), &Numbers);
-    ledger.reconcile(&heap(1000, &[due(1, 2000, 0)]), &Numbers);
+    ledger.reconcile(heap(1000, &[due(1, 2000, 0)]), &Numbers);
     let since: Vec<u64> = there(&ledger);
     assert_eq!(since, [350]);
 }
@@ -701,12 +701,12 @@ proptest! {
         }
         if counted {
             let timers: Vec<_> = left.values().filter(|one| one.2).map(|one| one.1).collect();
-            ledger.reconcile(&heap(end + 1, &timers), &Numbers);
+            ledger.reconcile(heap(end + 1, &timers), &Numbers);
         }
         let (last, world) = play(&mut ledger, &after, &|_| true);
         left = world;
         let timers: Vec<_> = left.values().filter(|one| one.2).map(|one| one.1).collect();
-        ledger.reconcile(&heap(last + 1, &timers), &Numbers);
+        ledger.reconcile(heap(last + 1, &timers), &Numbers);
         let mut made: HashMap<u32, u64> = HashMap::new();
         for one in left.values().filter(|one| one.2) {
             *made.entry(u32::try_from(40 + one.0).unwrap_or(0)).or_default() += 1;

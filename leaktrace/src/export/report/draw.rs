@@ -1,7 +1,9 @@
 //! A report is drawn up from the books, the census and what was heard.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use foldhash::{HashMap, HashMapExt as _};
 
 use super::{
     BlockedStack, Events, Goroutines, MOST_CHANNELS, MOST_HISTORIES, Report, SCHEMA, SiteReport,
@@ -95,7 +97,7 @@ impl Report {
             symbols,
             left: Cell::new(MOST_FRAMES),
         };
-        let mut tallies: BTreeMap<SiteId, Tally<'_>> = BTreeMap::new();
+        let mut tallies: HashMap<SiteId, Tally<'_>> = HashMap::default();
         for (_, live) in ledger.goroutines() {
             let tally = tallies.entry(live.site).or_default();
             *tally.states.entry(live.state).or_default() += 1;
