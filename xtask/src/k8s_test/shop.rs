@@ -1,0 +1,378 @@
+//! leaktrace as a DaemonSet, two Deployments of Go programs, and what happens to them.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use leaktrace_fixtures::repository;
+
+use super::images::{HEALTHY, LEAKY};
+use super::node::Node;
+use super::pods::{Pod, running, sum};
+use super::{Steps, configuration::NODE};
+use crate::daemon::Asked;
+use crate::dist;
+
+/// What is applied as it is shipped. `service-monitor.yaml` is for an operator that this node has not.
+const MANIFESTS: [&str; 2] = ["leaktrace.yaml", "network-policy.yaml"];
+
+/// Where `leaktrace.yaml` puts it, and where it listens.
+const NAMESPACE: &str = "leaktrace";
+const PORT: u16 = 9779;
+
+/// Name, image and arguments of a container, replicas, name of the Deployment.
+struct Deployment {
+    name: &'static str,
+    container: &'static str,
+    image: &'static str,
+    arguments: &'static str,
+    replicas: usize,
+}
+
+/// It was there before leaktrace.
+const API: Deployment = Deployment {
+    name: "order-api",
+    container: "api",
+    image: HEALTHY,
+    arguments: "-rate, \"5\"",
+    replicas: 1,
+};
+
+/// It comes afterwards. One goroutine stays with each request.
+const WEB: Deployment = Deployment {
+    name: "web",
+    container: "server",
+    image: LEAKY,
+    arguments: "-rate, \"5\", -burst, \"20\"",
+    replicas: 2,
+};
+
+impl Deployment {
+    fn manifest(&self) -> String {
+        let Self {
+            name,
+            container,
+            image,
+            arguments,
+            replicas,
+        } = self;
+        format!(
+            "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      automountServiceAccountToken: false
+      terminationGracePeriodSeconds: 1
+      containers:
+        - {{name: {container}, image: '{image}', imagePullPolicy: Never, args: [{arguments}]}}
+"
+        )
+    }
+
+    fn apply(&self, node: &Node) -> Result<()> {
+        node.apply(&format!("{}.yaml", self.name), &self.manifest())?;
+        self.rolled_out(node)
+    }
+
+    fn rolled_out(&self, node: &Node) -> Result<()> {
+        let what = format!("deployment/{}", self.name);
+        rolled_out(node, "shop", &what)
+    }
+
+    /// Its pods, which have to be as many as it wants, and its own.
+    fn pods(&self, node: &Node) -> Result<Vec<Pod>> {
+        let mut found = Vec::new();
+        node.eventually(&format!("{} has its pods", self.name), || {
+            found = running(node, "shop")?;
+            found.retain(|pod| pod.owner == self.name);
+            Ok(found.len() == self.replicas)
+        })?;
+        Ok(found)
+    }
+}
+
+/// All of it, in order.
+pub fn run(node: &Node, steps: &Steps) -> Result<()> {
+    node.kubectl(&["create", "namespace", "shop"])?;
+    API.apply(node)?;
+    steps.say("Deployment order-api runs, and does not leak");
+
+    for name in MANIFESTS {
+        let file = repository().join("deploy/kubernetes").join(name);
+        node.kubectl(&["apply".as_ref(), "--filename".as_ref(), file.as_os_str()])?;
+    }
+    rolled_out(node, NAMESPACE, "daemonset/leaktrace")?;
+    steps.say(&format!(
+        "DaemonSet leaktrace is Ready; applied unchanged: deploy/kubernetes/{}",
+        MANIFESTS.join(", ")
+    ));
+    let (daemon, asked) = daemon(node)?;
+    steps.say(&confined(&daemon)?);
+
+    let api = API.pods(node)?;
+    all_traced(&api, &asked)?;
+    steps.say(&format!(
+        "{} was there before, and is traced as {}",
+        api[0].name,
+        api[0].label()
+    ));
+
+    WEB.apply(node)?;
+    let web = WEB.pods(node)?;
+    let oldest = all_traced(&web, &asked)?;
+    steps.say(&format!(
+        "{} and {} came, and are traced as {} within {oldest:.1} s of their start",
+        web[0].name,
+        web[1].name,
+        web[0].label()
+    ));
+    judged(node, &asked)?;
+    steps.say("the leaking line of web is a leak, and order-api has none");
+
+    let gone = deleted(node, &asked, &web[0])?;
+    let web = WEB.pods(node)?;
+    let oldest = all_traced(&web, &asked)?;
+    steps.say(&format!(
+        "a pod of web was deleted: its series were gone {gone:.1} s after its end, what replaced it was traced within {oldest:.1} s"
+    ));
+
+    node.kubectl(&[
+        "--namespace",
+        "shop",
+        "set",
+        "env",
+        "deployment/web",
+        "ROLLED=1",
+    ])?;
+    WEB.rolled_out(node)?;
+    let rolled = WEB.pods(node)?;
+    ensure!(
+        rolled
+            .iter()
+            .all(|pod| web.iter().all(|old| old.name != pod.name)),
+        "it was not rolled"
+    );
+    let gone = all_forgotten(&web, node, &asked)?;
+    all_traced(&rolled, &asked)?;
+    all_traced(&api, &asked)?;
+    steps.say(&format!(
+        "web was rolled: the series of both old pods were gone within {gone:.1} s of their ends, both new ones are {}",
+        rolled[0].label()
+    ));
+
+    node.kubectl(&[
+        "--namespace",
+        "shop",
+        "delete",
+        "deployment",
+        "web",
+        "--wait=false",
+    ])?;
+    let gone = all_forgotten(&rolled, node, &asked)?;
+    let metrics = asked.page("/metrics")?;
+    ensure!(
+        !metrics.contains("target=\"shop/web/"),
+        "series of web are left"
+    );
+    steps.say(&format!(
+        "web was deleted: its series were gone within {gone:.1} s"
+    ));
+
+    let before = daemon.pid;
+    let (name, namespace) = (&*daemon.name, ["--namespace", NAMESPACE]);
+    ensure!(daemon.restarts == 0, "the kubelet had to start it again");
+    node.kubectl(&[&namespace[..], &["delete", "pod", name]].concat())?;
+    rolled_out(node, NAMESPACE, "daemonset/leaktrace")?;
+    let (daemon, asked) = self::daemon(node)?;
+    ensure!(daemon.pid != before, "it is the same process");
+    all_traced(&api, &asked)?;
+    steps.say("the daemon's pod was deleted: another one came, and traces order-api");
+    removed(node)?;
+    steps.say("deploy/kubernetes was deleted, and so was the daemon");
+    Ok(())
+}
+
+fn rolled_out(node: &Node, namespace: &str, what: &str) -> Result<()> {
+    let mut last = None;
+    // Its controller has to have seen it first.
+    let waited = node.eventually(what, || {
+        let asked = node.kubectl(&[
+            "--namespace",
+            namespace,
+            "rollout",
+            "status",
+            what,
+            "--timeout=10s",
+        ]);
+        let done = asked.is_ok();
+        last = asked.err();
+        Ok(done)
+    });
+    if waited.is_err() {
+        let events = node.kubectl(&[
+            "--namespace",
+            namespace,
+            "get",
+            "events",
+            "--sort-by=.lastTimestamp",
+        ]);
+        let events = events.unwrap_or_default();
+        println!("{events}");
+        if let Ok(logs) = node.kubectl(&["--namespace", namespace, "logs", what, "--tail=20"]) {
+            println!("{logs}");
+        }
+    }
+    waited.with_context(|| {
+        format!(
+            "{what}: {}",
+            last.map(|error| error.to_string()).unwrap_or_default()
+        )
+    })
+}
+
+/// The one pod of leaktrace, and how to ask it.
+fn daemon(node: &Node) -> Result<(Pod, Asked)> {
+    let mut pods = running(node, NAMESPACE)?;
+    ensure!(pods.len() == 1, "leaktrace runs in {} pods", pods.len());
+    let pod = pods.remove(0);
+    ensure!(pod.owner == "leaktrace", "{} is of {}", pod.name, pod.owner);
+    let asked = Asked {
+        address: format!("{}:{PORT}", pod.address),
+    };
+    asked.page("/readyz")?;
+    Ok((pod, asked))
+}
+
+/// It has what the manifest gives, and no more.
+fn confined(daemon: &Pod) -> Result<String> {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid))?;
+    let field = |name: &str| {
+        let mut lines = status.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.unwrap_or_default().trim().to_owned()
+    };
+    ensure!(field("Uid") == "65532\t65532\t65532\t65532", "{status}");
+    ensure!(
+        field("Seccomp") == "2",
+        "no filter of system calls: {status}"
+    );
+    for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        let bits = u64::from_str_radix(&field(name), 16)?;
+        let more = bits & !dist::CAPABILITIES;
+        ensure!(more == 0, "{name} has {more:#x} beyond the manifest");
+    }
+    ensure!(
+        field("CapEff").trim_start_matches('0') != "",
+        "it has no capability"
+    );
+    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", daemon.pid))?;
+    let options = |place: &str| {
+        let mut lines = mounts.lines().map(|line| line.split(' '));
+        let line = lines.find(|line| line.clone().nth(4) == Some(place));
+        line.and_then(|mut line| line.nth(5))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    for place in ["/", "/host/var/log", "/etc/leaktrace"] {
+        let options = options(place);
+        ensure!(
+            options.split(',').any(|option| option == "ro"),
+            "{place} is {options:?}"
+        );
+    }
+    let own = |namespace: &str| -> Result<bool> {
+        let of = |pid: &str| fs::read_link(Path::new("/proc").join(pid).join("ns").join(namespace));
+        Ok(of(&daemon.pid.to_string())? != of("self")?)
+    };
+    ensure!(
+        own("net")? && own("mnt")? && !own("pid")?,
+        "its namespaces are not its pod's"
+    );
+    Ok(format!(
+        "it is not privileged: user 65532, capabilities {} of {:x}, system calls filtered, everything read-only, on {NODE}",
+        field("CapEff"),
+        dist::CAPABILITIES
+    ))
+}
+
+/// Each has to be traced; answers the age in seconds of the one that was the oldest when it was seen.
+fn all_traced(pods: &[Pod], asked: &Asked) -> Result<f64> {
+    let mut oldest = 0.0_f64;
+    for pod in pods {
+        let age = pod.is_traced(asked).with_context(|| pod.name.clone())?;
+        oldest = oldest.max(age);
+    }
+    Ok(oldest)
+}
+
+/// Each has to be forgotten; answers the seconds that the slowest took.
+fn all_forgotten(pods: &[Pod], node: &Node, asked: &Asked) -> Result<f64> {
+    let mut slowest = 0.0_f64;
+    for pod in pods {
+        slowest = slowest.max(pod.is_forgotten(node, asked)?);
+    }
+    Ok(slowest)
+}
+
+/// What leaks is said to, and only that; the probes hear births.
+fn judged(node: &Node, asked: &Asked) -> Result<()> {
+    let web = ["target=\"shop/web/server", "main.handle"];
+    let mut metrics = String::new();
+    node.eventually("both pods of web are judged", || {
+        metrics = asked.page("/metrics")?;
+        let leaks = sum(&metrics, "leaktrace_leak", &web);
+        Ok(leaks >= 2.0)
+    })?;
+    let [target, site] = web;
+    let stuck = sum(
+        &metrics,
+        "leaktrace_goroutines",
+        &[target, site, "state=\"chan send\""],
+    );
+    ensure!(stuck > 40.0, "{stuck} goroutines of web are stuck");
+    let born = sum(
+        &metrics,
+        "leaktrace_goroutines_created_total",
+        &[target, site],
+    );
+    ensure!(born > 0.0, "no birth was heard in web");
+    let api = sum(&metrics, "leaktrace_leak", &["target=\"shop/order-api/"]);
+    ensure!(api == 0.0, "order-api is said to leak");
+    Ok(())
+}
+
+/// Deletes a pod; answers how long after its end its series were there.
+fn deleted(node: &Node, asked: &Asked, pod: &Pod) -> Result<f64> {
+    node.kubectl(&[
+        "--namespace",
+        "shop",
+        "delete",
+        "pod",
+        &pod.name,
+        "--wait=false",
+    ])?;
+    pod.is_forgotten(node, asked)
+}
+
+/// Takes away what was applied, and waits until nothing of it runs.
+fn removed(node: &Node) -> Result<()> {
+    for name in MANIFESTS.iter().rev() {
+        let file = repository().join("deploy/kubernetes").join(name);
+        let delete = [
+            "delete".as_ref(),
+            "--wait=false".as_ref(),
+            "--filename".as_ref(),
+            file.as_os_str(),
+        ];
+        node.kubectl(&delete)?;
+    }
+    node.eventually("the daemon's pod is gone", || {
+        let pods = node.json(&["get", "pods", "--namespace", NAMESPACE])?;
+        Ok(pods["items"].as_array().is_some_and(Vec::is_empty))
+    })
+}
