@@ -261,6 +261,17 @@ impl Node {
         serde_json::from_str(&text).context("kubectl says no JSON")
     }
 
+    /// Keeps what a workload's pod has logged, in `log/NAMESPACE.log`, if it has logged.
+    pub fn keep_logs(&self, namespace: &str, what: &str) {
+        let logs = self.kubectl(&["--namespace", namespace, "logs", what]);
+        let file = folder().join("log").join(format!("{namespace}.log"));
+        if let Ok(logs) = logs
+            && let Err(error) = fs::write(&file, logs)
+        {
+            eprintln!("{}: {error}", file.display());
+        }
+    }
+
     /// Applies a manifest that a test has written.
     pub fn apply(&self, name: &str, manifest: &str) -> Result<()> {
         let file = super::room::scratch().join(name);

@@ -15,6 +15,7 @@ use crate::daemon::Asked;
 const SOON: Duration = Duration::from_secs(5);
 
 /// One running pod with one container, by the API server and containerd.
+#[derive(Clone)]
 pub struct Pod {
     pub name: String,
     pub namespace: String,
@@ -119,12 +120,19 @@ impl Pod {
         format!("{}/{}/{}", self.namespace, self.owner, self.container)
     }
 
-    /// Once its process has ended, leaktrace has to have forgotten it soon, in every series; answers how many seconds that took.
-    pub fn is_forgotten(&self, node: &Node, asked: &Asked) -> Result<f64> {
+    /// Waits for the end of its process; answers how many seconds that took.
+    pub fn ends(&self, node: &Node) -> Result<f64> {
+        let begin = Instant::now();
         node.eventually(
             &format!("{} ends", self.name),
             || Ok(age(self.pid).is_err()),
         )?;
+        Ok(begin.elapsed().as_secs_f64())
+    }
+
+    /// Once its process has ended, leaktrace has to have forgotten it soon, in every series; answers how many seconds that took.
+    pub fn is_forgotten(&self, node: &Node, asked: &Asked) -> Result<f64> {
+        self.ends(node)?;
         let begin = Instant::now();
         loop {
             let metrics = asked.page("/metrics")?;

@@ -20,6 +20,13 @@ const MANIFESTS: [&str; 2] = ["leaktrace.yaml", "network-policy.yaml"];
 const NAMESPACE: &str = "leaktrace";
 const PORT: u16 = 9779;
 
+/// Its `terminationGracePeriodSeconds`: then it is killed.
+const GRACE: f64 = 10.0;
+
+/// Arguments of kubectl.
+const LEAKTRACE: [&str; 2] = ["--namespace", NAMESPACE];
+const SHOP: [&str; 2] = ["--namespace", "shop"];
+
 /// Name, image and arguments of a container, replicas, name of the Deployment.
 struct Deployment {
     name: &'static str,
@@ -134,9 +141,13 @@ pub fn run(node: &Node, steps: &Steps) -> Result<()> {
     judged(node, &asked)?;
     steps.say("the leaking line of web is a leak, and order-api has none");
 
-    let gone = deleted(node, &asked, &web[0])?;
-    let web = WEB.pods(node)?;
-    let oldest = all_traced(&web, &asked)?;
+    node.kubectl(&[&SHOP[..], &["delete", "pod", &web[0].name, "--wait=false"]].concat())?;
+    let gone = web[0].is_forgotten(node, &asked)?;
+    let (stayed, came): (Vec<_>, Vec<_>) =
+        (WEB.pods(node)?.into_iter()).partition(|pod| pod.name == web[1].name);
+    all_traced(&stayed, &asked)?;
+    let oldest = all_traced(&came, &asked)?;
+    let web = [stayed, came].concat();
     steps.say(&format!(
         "a pod of web was deleted: its series were gone {gone:.1} s after its end, what replaced it was traced within {oldest:.1} s"
     ));
@@ -183,15 +194,29 @@ pub fn run(node: &Node, steps: &Steps) -> Result<()> {
         "web was deleted: its series were gone within {gone:.1} s"
     ));
 
-    let before = daemon.pid;
-    let (name, namespace) = (&*daemon.name, ["--namespace", NAMESPACE]);
-    ensure!(daemon.restarts == 0, "the kubelet had to start it again");
-    node.kubectl(&[&namespace[..], &["delete", "pod", name]].concat())?;
+    ensure!(
+        daemon.restarts == 0,
+        "the kubelet had to start leaktrace again"
+    );
+    let delete = ["delete", "pod", &*daemon.name, "--wait=false"];
+    node.kubectl(&[&LEAKTRACE[..], &delete].concat())?;
+    let ended = daemon.ends(node)?;
+    ensure!(
+        ended < GRACE,
+        "it had not ended after {ended:.1} s, and was killed"
+    );
+    // Its DaemonSet may not have noticed yet.
+    node.eventually("another pod of leaktrace runs", || {
+        let pods = running(node, NAMESPACE)?;
+        Ok(pods.len() == 1 && pods.iter().all(|pod| pod.name != daemon.name))
+    })?;
     rolled_out(node, NAMESPACE, "daemonset/leaktrace")?;
-    let (daemon, asked) = self::daemon(node)?;
-    ensure!(daemon.pid != before, "it is the same process");
+    let (_, asked) = self::daemon(node)?;
     all_traced(&api, &asked)?;
-    steps.say("the daemon's pod was deleted: another one came, and traces order-api");
+    steps.say(&format!(
+        "the daemon's pod was deleted: it ended within {ended:.1} s, and another one traces order-api"
+    ));
+    node.keep_logs(NAMESPACE, "daemonset/leaktrace");
     removed(node)?;
     steps.say("deploy/kubernetes was deleted, and so was the daemon");
     Ok(())
@@ -214,6 +239,7 @@ fn rolled_out(node: &Node, namespace: &str, what: &str) -> Result<()> {
         Ok(done)
     });
     if waited.is_err() {
+        node.keep_logs(namespace, what);
         let events = node.kubectl(&[
             "--namespace",
             namespace,
@@ -223,9 +249,6 @@ fn rolled_out(node: &Node, namespace: &str, what: &str) -> Result<()> {
         ]);
         let events = events.unwrap_or_default();
         println!("{events}");
-        if let Ok(logs) = node.kubectl(&["--namespace", namespace, "logs", what, "--tail=20"]) {
-            println!("{logs}");
-        }
     }
     waited.with_context(|| {
         format!(
@@ -344,19 +367,6 @@ fn judged(node: &Node, asked: &Asked) -> Result<()> {
     let api = sum(&metrics, "leaktrace_leak", &["target=\"shop/order-api/"]);
     ensure!(api == 0.0, "order-api is said to leak");
     Ok(())
-}
-
-/// Deletes a pod; answers how long after its end its series were there.
-fn deleted(node: &Node, asked: &Asked, pod: &Pod) -> Result<f64> {
-    node.kubectl(&[
-        "--namespace",
-        "shop",
-        "delete",
-        "pod",
-        &pod.name,
-        "--wait=false",
-    ])?;
-    pod.is_forgotten(node, asked)
 }
 
 /// Takes away what was applied, and waits until nothing of it runs.
