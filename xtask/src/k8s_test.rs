@@ -13,15 +13,17 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use leaktrace_fixtures::target_dir;
 
-use crate::demo;
+use crate::{demo, manifests};
 use node::{Node, Programs};
 use room::Room;
 
 mod configuration;
+mod confined;
 mod images;
 mod node;
 mod pods;
 mod room;
+mod shipped;
 mod shop;
 mod source;
 
@@ -34,6 +36,9 @@ pub struct Arguments {
     /// Only fetch and build what a run needs
     #[arg(long)]
     fetch: bool,
+    /// Let leaktrace watch programs in pods only, and not the rest of this machine: two lines more in its configuration
+    #[arg(long)]
+    only_pods: bool,
     /// The part that runs in the namespaces
     #[arg(long, hide = true)]
     inside: bool,
@@ -51,11 +56,12 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         "a Kubernetes node needs root: run it as root"
     );
     if arguments.inside {
-        return inside();
+        return inside(arguments);
     }
     let steps = Steps::begin();
     Programs::fetch()?;
     images::write(&arguments.go)?;
+    manifests::helm()?;
     steps.say("Kubernetes, its node's programs and three images are there");
     if arguments.fetch {
         return Ok(());
@@ -69,7 +75,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
     }
     let room = Room::open()?;
-    let outcome = room.run_inside(&interrupted);
+    let outcome = room.run_inside(arguments, &interrupted);
     let left = room.close();
     match &left {
         Ok(told) => steps.say(told),
@@ -83,11 +89,11 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 }
 
 /// What is done on the node.
-fn inside() -> Result<()> {
+fn inside(arguments: &Arguments) -> Result<()> {
     let steps = Steps::begin();
     room::furnish()?;
     let node = Node::start(&steps)?;
-    shop::run(&node, &steps)
+    shop::run(&node, &steps, arguments.only_pods)
 }
 
 /// Says what is done, and when.

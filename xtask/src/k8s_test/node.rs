@@ -261,6 +261,11 @@ impl Node {
         serde_json::from_str(&text).context("kubectl says no JSON")
     }
 
+    /// For who asks the API server by another client.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.files.kubeconfig
+    }
+
     /// Keeps what a workload's pod has logged, in `log/NAMESPACE.log`, if it has logged.
     pub fn keep_logs(&self, namespace: &str, what: &str) {
         let logs = self.kubectl(&["--namespace", namespace, "logs", what]);

@@ -12,7 +12,11 @@ use super::node::Node;
 use crate::daemon::Asked;
 
 /// How soon leaktrace has to know who came, and to have forgotten who went.
-const SOON: Duration = Duration::from_secs(5);
+pub const SOON: Duration = Duration::from_secs(5);
+
+/// How long a leaktrace that has just started may take to get to somebody: it takes in one program after another, and this
+/// machine may run many.
+pub const FIRST: Duration = Duration::from_secs(30);
 
 /// One running pod with one container, by the API server and containerd.
 #[derive(Clone)]
@@ -76,10 +80,10 @@ fn read(node: &Node, pod: &Value, tasks: &str) -> Result<Pod> {
 }
 
 impl Pod {
-    /// leaktrace has to trace it soon, with every name that Kubernetes has for it, in the metrics and in the list; answers
+    /// leaktrace has to trace it within a time, with every name that Kubernetes has for it, in the metrics and in the list; answers
     /// how old its process was then, in seconds.
-    pub fn is_traced(&self, asked: &Asked) -> Result<f64> {
-        let row = asked.waits_for(self.pid, SOON)?;
+    pub fn is_traced(&self, asked: &Asked, limit: Duration) -> Result<f64> {
+        let row = asked.waits_for(self.pid, limit)?;
         let age = age(self.pid)?;
         let expected = [
             ("namespace", &self.namespace),

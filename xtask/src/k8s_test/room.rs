@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::folder;
+use super::{Arguments, folder};
 use crate::tools;
 
 /// The cgroup of all, in every hierarchy.
@@ -76,13 +76,16 @@ impl Room {
     }
 
     /// Runs this command again in namespaces of its own, and waits for its end or for a signal.
-    pub fn run_inside(&self, interrupted: &AtomicBool) -> Result<()> {
+    pub fn run_inside(&self, arguments: &Arguments, interrupted: &AtomicBool) -> Result<()> {
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--net", "--propagation", "private"])
             .arg(std::env::current_exe()?)
             .args(["k8s-test", "--inside"])
             .stdin(Stdio::null());
+        if arguments.only_pods {
+            command.arg("--only-pods");
+        }
         let mut child = command.spawn().context("starting unshare")?;
         let status = loop {
             if let Some(status) = child.try_wait()? {

@@ -1,20 +1,16 @@
 //! leaktrace as a DaemonSet, two Deployments of Go programs, and what happens to them.
 
-use std::fs;
-use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use leaktrace_fixtures::repository;
 
+use super::Steps;
+use super::confined::confined;
 use super::images::{HEALTHY, LEAKY};
 use super::node::Node;
-use super::pods::{Pod, running, sum};
-use super::{Steps, configuration::NODE};
+use super::pods::{FIRST, Pod, SOON, running, sum};
+use super::shipped::Shipped;
 use crate::daemon::Asked;
-use crate::dist;
-
-/// What is applied as it is shipped. `service-monitor.yaml` is for an operator that this node has not.
-const MANIFESTS: [&str; 2] = ["leaktrace.yaml", "network-policy.yaml"];
 
 /// Where `leaktrace.yaml` puts it, and where it listens.
 const NAMESPACE: &str = "leaktrace";
@@ -104,25 +100,20 @@ spec:
 }
 
 /// All of it, in order.
-pub fn run(node: &Node, steps: &Steps) -> Result<()> {
+pub fn run(node: &Node, steps: &Steps, only_pods: bool) -> Result<()> {
+    let shipped = Shipped { only_pods };
     node.kubectl(&["create", "namespace", "shop"])?;
     API.apply(node)?;
     steps.say("Deployment order-api runs, and does not leak");
 
-    for name in MANIFESTS {
-        let file = repository().join("deploy/kubernetes").join(name);
-        node.kubectl(&["apply".as_ref(), "--filename".as_ref(), file.as_os_str()])?;
-    }
+    shipped.apply(node)?;
     rolled_out(node, NAMESPACE, "daemonset/leaktrace")?;
-    steps.say(&format!(
-        "DaemonSet leaktrace is Ready; applied unchanged: deploy/kubernetes/{}",
-        MANIFESTS.join(", ")
-    ));
+    steps.say(&format!("DaemonSet leaktrace is Ready; {shipped}"));
     let (daemon, asked) = daemon(node)?;
     steps.say(&confined(&daemon)?);
 
     let api = API.pods(node)?;
-    all_traced(&api, &asked)?;
+    all_traced(&api, &asked, FIRST)?;
     steps.say(&format!(
         "{} was there before, and is traced as {}",
         api[0].name,
@@ -131,7 +122,7 @@ pub fn run(node: &Node, steps: &Steps) -> Result<()> {
 
     WEB.apply(node)?;
     let web = WEB.pods(node)?;
-    let oldest = all_traced(&web, &asked)?;
+    let oldest = all_traced(&web, &asked, SOON)?;
     steps.say(&format!(
         "{} and {} came, and are traced as {} within {oldest:.1} s of their start",
         web[0].name,
@@ -145,8 +136,8 @@ pub fn run(node: &Node, steps: &Steps) -> Result<()> {
     let gone = web[0].is_forgotten(node, &asked)?;
     let (stayed, came): (Vec<_>, Vec<_>) =
         (WEB.pods(node)?.into_iter()).partition(|pod| pod.name == web[1].name);
-    all_traced(&stayed, &asked)?;
-    let oldest = all_traced(&came, &asked)?;
+    all_traced(&stayed, &asked, SOON)?;
+    let oldest = all_traced(&came, &asked, SOON)?;
     let web = [stayed, came].concat();
     steps.say(&format!(
         "a pod of web was deleted: its series were gone {gone:.1} s after its end, what replaced it was traced within {oldest:.1} s"
@@ -169,8 +160,8 @@ pub fn run(node: &Node, steps: &Steps) -> Result<()> {
         "it was not rolled"
     );
     let gone = all_forgotten(&web, node, &asked)?;
-    all_traced(&rolled, &asked)?;
-    all_traced(&api, &asked)?;
+    all_traced(&rolled, &asked, SOON)?;
+    all_traced(&api, &asked, FIRST)?;
     steps.say(&format!(
         "web was rolled: the series of both old pods were gone within {gone:.1} s of their ends, both new ones are {}",
         rolled[0].label()
@@ -212,13 +203,32 @@ pub fn run(node: &Node, steps: &Steps) -> Result<()> {
     })?;
     rolled_out(node, NAMESPACE, "daemonset/leaktrace")?;
     let (_, asked) = self::daemon(node)?;
-    all_traced(&api, &asked)?;
+    all_traced(&api, &asked, FIRST)?;
     steps.say(&format!(
         "the daemon's pod was deleted: it ended within {ended:.1} s, and another one traces order-api"
     ));
     node.keep_logs(NAMESPACE, "daemonset/leaktrace");
-    removed(node)?;
+    shipped.delete(node)?;
+    no_pods(node)?;
+    node.eventually("its namespace is gone", || {
+        let all = node.json(&["get", "namespaces"])?;
+        let mut names =
+            (all["items"].as_array().into_iter().flatten()).map(|one| &one["metadata"]["name"]);
+        Ok(names.all(|name| name != NAMESPACE))
+    })?;
     steps.say("deploy/kubernetes was deleted, and so was the daemon");
+
+    node.kubectl(&["create", "namespace", NAMESPACE])?;
+    shipped.install_chart(node)?;
+    rolled_out(node, NAMESPACE, "daemonset/leaktrace")?;
+    let (daemon, asked) = self::daemon(node)?;
+    confined(&daemon)?;
+    all_traced(&api, &asked, FIRST)?;
+    shipped.uninstall_chart(node)?;
+    no_pods(node)?;
+    steps.say(
+        "deploy/helm/leaktrace was installed by Helm: Ready, as confined, and traces order-api; and uninstalled",
+    );
     Ok(())
 }
 
@@ -271,63 +281,13 @@ fn daemon(node: &Node) -> Result<(Pod, Asked)> {
     Ok((pod, asked))
 }
 
-/// It has what the manifest gives, and no more.
-fn confined(daemon: &Pod) -> Result<String> {
-    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid))?;
-    let field = |name: &str| {
-        let mut lines = status.lines();
-        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        value.unwrap_or_default().trim().to_owned()
-    };
-    ensure!(field("Uid") == "65532\t65532\t65532\t65532", "{status}");
-    ensure!(
-        field("Seccomp") == "2",
-        "no filter of system calls: {status}"
-    );
-    for name in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        let bits = u64::from_str_radix(&field(name), 16)?;
-        let more = bits & !dist::CAPABILITIES;
-        ensure!(more == 0, "{name} has {more:#x} beyond the manifest");
-    }
-    ensure!(
-        field("CapEff").trim_start_matches('0') != "",
-        "it has no capability"
-    );
-    let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", daemon.pid))?;
-    let options = |place: &str| {
-        let mut lines = mounts.lines().map(|line| line.split(' '));
-        let line = lines.find(|line| line.clone().nth(4) == Some(place));
-        line.and_then(|mut line| line.nth(5))
-            .unwrap_or_default()
-            .to_owned()
-    };
-    for place in ["/", "/host/var/log", "/etc/leaktrace"] {
-        let options = options(place);
-        ensure!(
-            options.split(',').any(|option| option == "ro"),
-            "{place} is {options:?}"
-        );
-    }
-    let own = |namespace: &str| -> Result<bool> {
-        let of = |pid: &str| fs::read_link(Path::new("/proc").join(pid).join("ns").join(namespace));
-        Ok(of(&daemon.pid.to_string())? != of("self")?)
-    };
-    ensure!(
-        own("net")? && own("mnt")? && !own("pid")?,
-        "its namespaces are not its pod's"
-    );
-    Ok(format!(
-        "it is not privileged: user 65532, capabilities {} of {:x}, system calls filtered, everything read-only, on {NODE}",
-        field("CapEff"),
-        dist::CAPABILITIES
-    ))
-}
-
 /// Each has to be traced; answers the age in seconds of the one that was the oldest when it was seen.
-fn all_traced(pods: &[Pod], asked: &Asked) -> Result<f64> {
+fn all_traced(pods: &[Pod], asked: &Asked, limit: Duration) -> Result<f64> {
     let mut oldest = 0.0_f64;
     for pod in pods {
-        let age = pod.is_traced(asked).with_context(|| pod.name.clone())?;
+        let age = pod
+            .is_traced(asked, limit)
+            .with_context(|| pod.name.clone())?;
         oldest = oldest.max(age);
     }
     Ok(oldest)
@@ -369,18 +329,8 @@ fn judged(node: &Node, asked: &Asked) -> Result<()> {
     Ok(())
 }
 
-/// Takes away what was applied, and waits until nothing of it runs.
-fn removed(node: &Node) -> Result<()> {
-    for name in MANIFESTS.iter().rev() {
-        let file = repository().join("deploy/kubernetes").join(name);
-        let delete = [
-            "delete".as_ref(),
-            "--wait=false".as_ref(),
-            "--filename".as_ref(),
-            file.as_os_str(),
-        ];
-        node.kubectl(&delete)?;
-    }
+/// Waits until leaktrace has no pod.
+fn no_pods(node: &Node) -> Result<()> {
     node.eventually("the daemon's pod is gone", || {
         let pods = node.json(&["get", "pods", "--namespace", NAMESPACE])?;
         Ok(pods["items"].as_array().is_some_and(Vec::is_empty))
