@@ -22,8 +22,8 @@ const PROGRAMS: [&str; 4] = [
 /// Which release the package of Debian 12 is; the programs would say v0.0.0 of themselves.
 const VERSION: &str = "v1.20.2";
 
-/// Where the version is written when it is built below a GOPATH.
-const VERSION_VARIABLE: &str = "k8s.io/kubernetes/vendor/k8s.io/component-base/version.gitVersion";
+/// Where the version is written when it is built below a GOPATH: what the programs say, and what the API server says.
+const VERSION_PACKAGES: [&str; 2] = ["component-base/version", "client-go/pkg/version"];
 
 /// The folder with the programs, built if they are not there yet: 6 minutes of two cores, 3 GB while it lasts.
 pub fn build() -> Result<PathBuf> {
@@ -70,7 +70,10 @@ pub fn build() -> Result<PathBuf> {
         let unfinished = programs.join(format!("{name}.unfinished"));
         let mut build = Command::new(work.go.join("go"));
         build.args(["build", "-o"]).arg(&unfinished);
-        build.arg(format!("-ldflags=-s -w -X {VERSION_VARIABLE}={VERSION}"));
+        let versions = VERSION_PACKAGES.map(|package| {
+            format!(" -X k8s.io/kubernetes/vendor/k8s.io/{package}.gitVersion={VERSION}")
+        });
+        build.arg(format!("-ldflags=-s -w{}", versions.concat()));
         work.run(build.arg(format!("./cmd/{name}")))?;
         fs::rename(unfinished, programs.join(name))?;
     }
