@@ -203,7 +203,7 @@ pub fn event(data: &[u8]) {
 fn reconcile(ledger: &mut Ledger, census: &mut Census, at: Ktime) {
     census.started_ns = at.0;
     census.finished_ns = at.0;
-    ledger.reconcile(census, &AnyAddress);
+    ledger.reconcile(census.clone(), &AnyAddress);
     let _ = census.goroutines.pop();
     let (mut goroutines, mut timers) = (0, 0);
     for site in ledger.sites.iter() {
@@ -246,8 +246,8 @@ pub fn census(data: &[u8]) {
     }
     // The books are made of what was seen, whatever it was.
     let mut ledger = Ledger::default();
-    ledger.reconcile(&census, &AnyAddress);
-    ledger.reconcile(&Census::default(), &AnyAddress);
+    ledger.reconcile(census, &AnyAddress);
+    ledger.reconcile(Census::default(), &AnyAddress);
     assert!(ledger.sites.iter().all(|site| site.live == 0));
 }
 

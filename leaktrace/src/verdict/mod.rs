@@ -82,6 +82,22 @@ impl Opinion {
             certain: false,
         }
     }
+
+    /// Timers that were left behind: a leak where their line is known, for nobody can mend another.
+    fn of_abandoned_timers(evidence: &Evidence, config: &Config, why: &str) -> Self {
+        let level = if evidence.attributed {
+            Level::Leak
+        } else {
+            Level::Suspect
+        };
+        let sentence = format!(
+            "{} are pending, {} of them for at least {}, and {why}",
+            evidence.things(evidence.count),
+            evidence.tally.long_pending,
+            duration(config.stalled.seconds),
+        );
+        Self::new(level, sentence)
+    }
 }
 
 /// One way to recognise a leak.

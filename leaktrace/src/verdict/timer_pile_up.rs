@@ -27,18 +27,10 @@ impl Rule for TimerPileUp {
         };
         let abandoned = kind == TimerKind::Timer && evidence.timers_are_abandoned();
         if abandoned && evidence.tally.long_pending >= rule.crowd {
-            return Opinion::new(
-                if evidence.attributed {
-                    Level::Leak
-                } else {
-                    Level::Suspect
-                },
-                format!(
-                    "{} are pending, {} of them for at least {}, and hardly any is still waited for",
-                    evidence.things(evidence.count),
-                    evidence.tally.long_pending,
-                    duration(config.stalled.seconds),
-                ),
+            return Opinion::of_abandoned_timers(
+                evidence,
+                config,
+                "hardly any is still waited for",
             );
         }
         let late = evidence.tally.due_late * 10 >= evidence.count * 8;

@@ -22,19 +22,7 @@ impl Rule for UnstoppedTicker {
         if evidence.timers_are_abandoned()
             && evidence.tally.long_pending >= config.unstopped_ticker.crowd
         {
-            return Opinion::new(
-                if evidence.attributed {
-                    Level::Leak
-                } else {
-                    Level::Suspect
-                },
-                format!(
-                    "{} are pending, {} of them for at least {}, and hardly any is waited for",
-                    evidence.things(evidence.count),
-                    evidence.tally.long_pending,
-                    duration(config.stalled.seconds),
-                ),
-            );
+            return Opinion::of_abandoned_timers(evidence, config, "hardly any is waited for");
         }
         let mut long_enough = (evidence.spans.iter())
             .filter(|span| span.seconds() >= config.unstopped_ticker.seconds)

@@ -28,7 +28,7 @@ pub fn confined(daemon: &Pod) -> Result<String> {
         ensure!(more == 0, "{name} has {more:#x} beyond the manifest");
     }
     ensure!(
-        field("CapEff").trim_start_matches('0') != "",
+        !field("CapEff").trim_start_matches('0').is_empty(),
         "it has no capability"
     );
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", daemon.pid))?;
