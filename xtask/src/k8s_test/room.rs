@@ -99,6 +99,8 @@ impl Room {
             }
             thread::sleep(Duration::from_millis(50));
         };
+        // A terminal's Ctrl-C goes to both sides.
+        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
         if let Some(signal) = status.signal() {
             bail!("the node's side was ended by signal {signal}");
         }
