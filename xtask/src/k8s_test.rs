@@ -3,7 +3,7 @@
 //! Debian's etcd, containerd and runc, and Kubernetes built out of Debian's source, run a node of their own; the image of
 //! `cargo xtask dist` is brought there, `deploy/kubernetes` is applied as it is shipped, and Deployments of Go programs are
 //! made, deleted and rolled. Everything is in a network and a mount namespace and below a cgroup of its own, and ended by
-//! whoever waits outside. The first run builds Kubernetes, 6 minutes on two cores; the others take about two minutes.
+//! whoever waits outside. The first run builds Kubernetes, 6 minutes on two cores; the others take about two minutes and a half.
 
 use std::path::PathBuf;
 use std::sync::Arc;
