@@ -1,8 +1,8 @@
 //! `cargo xtask chaos`: what can go wrong with a daemon goes wrong, at random, while twenty programs come and go. After each
 //! fault every program has to be traced again, and counted as it counts itself.
 //!
-//! Not done: a stepped clock. Only the time of day can be stepped, and it is in what is shown alone (`leaktrace::clock`); this
-//! machine's would be everybody's. A full disk can only meet the log, for the daemon writes nothing else.
+//! The time of day is stepped only when asked for, since it is everybody's on this machine. A full disk can only meet the log, for
+//! the daemon writes nothing else.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use leaktrace_fixtures::target_dir;
 use crate::demo;
 
 mod faults;
+mod memory;
 mod world;
 
 use faults::Fault;
@@ -28,6 +29,9 @@ pub struct Arguments {
     /// Number that the faults follow from; another one each time without it
     #[arg(long)]
     seed: Option<u64>,
+    /// Also set the time of day ahead by an hour and back, for all of this machine
+    #[arg(long)]
+    step_clock: bool,
     /// Use this leaktrace instead of building one
     #[arg(long, value_name = "FILE")]
     leaktrace: Option<PathBuf>,
@@ -53,11 +57,15 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let begin = Instant::now();
     let end = begin + Duration::from_secs(arguments.seconds);
     // Each kind at least once, in an order that follows from the seed; then any.
-    let mut first = Fault::ALL.to_vec();
+    let mut all = Fault::ALL.to_vec();
+    if arguments.step_clock {
+        all.push(Fault::ClockStepped);
+    }
+    let mut first = all.clone();
     let mut done = 0;
     while !first.is_empty() || Instant::now() < end {
         let fault = if first.is_empty() {
-            Fault::ALL[world.random.below(Fault::ALL.len())]
+            all[world.random.below(all.len())]
         } else {
             first.swap_remove(world.random.below(first.len()))
         };

@@ -70,8 +70,12 @@ impl Asked {
                 return Ok(row);
             }
             if begin.elapsed() > limit {
-                let all = self.page("/api/v1/targets")?;
-                bail!("process {pid} is not traced within {limit:?}: {all}");
+                let all = self.json("/api/v1/targets")?;
+                let mut rows = all["targets"].as_array().into_iter().flatten();
+                match rows.find(|row| row["pid"] == pid) {
+                    Some(row) => bail!("not traced within {limit:?}: {row}"),
+                    None => bail!("process {pid} is not known within {limit:?}"),
+                }
             }
             thread::sleep(Duration::from_millis(20));
         }

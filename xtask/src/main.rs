@@ -20,6 +20,7 @@ mod dist;
 mod fixtures;
 mod fuzz;
 mod go;
+mod k8s_test;
 mod manifests;
 mod oci;
 mod offsets;
@@ -58,6 +59,8 @@ enum Command {
     DebTest(deb_test::Arguments),
     /// Build a static binary and a container image
     Dist(dist::Arguments),
+    /// Trace Deployments on a real Kubernetes node, with the manifests of deploy/
+    K8sTest(k8s_test::Arguments),
     /// Check the Kubernetes manifests and the Helm chart
     Manifests(manifests::Arguments),
     /// Build the eBPF objects that are checked in
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
         Command::Deb(arguments) => done(deb::run(&arguments)),
         Command::DebTest(arguments) => done(deb_test::run(&arguments)),
         Command::Dist(arguments) => done(dist::run(&arguments)),
+        Command::K8sTest(arguments) => done(k8s_test::run(&arguments)),
         Command::Manifests(arguments) => done(manifests::run(&arguments)),
         Command::BuildEbpf(task) => task.run(),
         Command::Offsets(arguments) => done(offsets::run(&arguments)),

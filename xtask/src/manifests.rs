@@ -139,7 +139,7 @@ fn schemas(manifests: &[PathBuf]) -> Result<()> {
 
 /// Helm's lint: it renders every template.
 fn lint(chart: &Path) -> Result<()> {
-    let library = python(HELM, &["--no-deps", "--ignore-requires-python"])?;
+    let library = helm()?;
     let lint = |chart: &Path| -> Result<Value> {
         let mut helm = Command::new("python3");
         let helm = helm
@@ -193,6 +193,11 @@ fn lint(chart: &Path) -> Result<()> {
         "helm lint finds no mistake in a chart that has one"
     );
     Ok(())
+}
+
+/// Where Helm's library is, for Python's path.
+pub fn helm() -> Result<PathBuf> {
+    python(HELM, &["--no-deps", "--ignore-requires-python"])
 }
 
 /// checkov's rules but those of [`NOT_DONE`]; answers how many passed.

@@ -206,6 +206,30 @@ pub fn upx() -> Result<()> {
     Ok(())
 }
 
+/// The source of a Debian package, patched, in `place`.
+pub fn debian_source(suite: &str, package: &str, place: &Path) -> Result<()> {
+    fetch(place, |scratch| {
+        let apt = Apt::prepare()?;
+        apt.write_sources(suite, "deb-src")?;
+        let mut download = apt.command();
+        download
+            .args(["source", "--download-only", "--quiet"])
+            .arg(format!("{package}/{suite}"))
+            .current_dir(scratch);
+        if silently(&mut download).is_err() {
+            // There are no lists of sources yet.
+            apt.update()?;
+            silently(&mut download)?;
+        }
+        // Its signature is one of a person; apt has held the files against the suite's.
+        let mut unpack = Command::new("dpkg-source");
+        unpack.args(["--no-check", "-x"]);
+        unpack.arg(downloaded(scratch, "dsc")?);
+        silently(unpack.arg(scratch.join("unpacked")))?;
+        Ok(scratch.join("unpacked"))
+    })
+}
+
 /// The version of a package that was fetched by [`debian`].
 pub fn debian_version(suite: &str, package: &str) -> Result<String> {
     let file = debian(suite, package)?.join(VERSION);
@@ -390,20 +414,30 @@ impl Apt {
         for folder in ["sources", "lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(apt.root.join(folder))?;
         }
+        for suite in SUITES {
+            apt.write_sources(suite, "deb")?;
+        }
+        Ok(apt)
+    }
+
+    /// Says where a suite is; `kind` is `deb` or `deb-src`.
+    fn write_sources(&self, suite: &str, kind: &str) -> Result<()> {
         let machine = fs::read_to_string(MACHINE_SOURCES)
             .with_context(|| format!("reading {MACHINE_SOURCES}, which names Debian's mirror"))?;
         let stanza = machine.split("\n\n").next().unwrap_or_default();
-        for suite in SUITES {
-            let lines = stanza.lines().filter(|line| !line.starts_with('#'));
-            let lines = lines.map(|line| match line.split_once(':') {
-                Some(("Suites", _)) => format!("Suites: {suite}\n"),
-                Some(("Components", _)) => "Components: main\n".to_owned(),
-                _ => format!("{line}\n"),
-            });
-            let file = apt.root.join(format!("sources/{suite}.sources"));
-            fs::write(file, lines.collect::<String>())?;
-        }
-        Ok(apt)
+        let lines = stanza.lines().filter(|line| !line.starts_with('#'));
+        let lines = lines.map(|line| match line.split_once(':') {
+            Some(("Types", _)) => format!("Types: {kind}\n"),
+            Some(("Suites", _)) => format!("Suites: {suite}\n"),
+            Some(("Components", _)) => "Components: main\n".to_owned(),
+            _ => format!("{line}\n"),
+        });
+        let name = match kind {
+            "deb" => format!("{suite}.sources"),
+            _ => format!("{suite}-{kind}.sources"),
+        };
+        let file = self.root.join("sources").join(name);
+        Ok(fs::write(file, lines.collect::<String>())?)
     }
 
     /// Fetches the package lists.

@@ -30,6 +30,12 @@ struct Listed<'b> {
 #[derive(Serialize)]
 struct Summary<'b> {
     go_version: &'b str,
+    /// Of its pod, by the kubelet's log folders; "" when it is in none.
+    namespace: &'b str,
+    /// By the pod's name.
+    owner: &'b str,
+    pod: &'b str,
+    container: &'b str,
     goroutines: u64,
     timers: u64,
     leaks: usize,
@@ -61,6 +67,10 @@ fn summary(report: &Report) -> Summary<'_> {
     let judged = |level| (report.sites.iter()).filter(move |site| site.verdict == level);
     Summary {
         go_version: &report.target.go_version,
+        namespace: &report.target.namespace,
+        owner: &report.target.owner,
+        pod: &report.target.pod,
+        container: &report.target.container,
         goroutines: report.goroutines.total,
         timers: report.timers.total,
         leaks: judged(Level::Leak).count(),

@@ -137,6 +137,7 @@ fn register_targets(
             "container_id",
             "pod",
             "namespace",
+            "owner",
             "unit",
             "node",
         ],
@@ -156,6 +157,7 @@ fn register_targets(
             &facts.container_id,
             &facts.pod,
             &facts.namespace,
+            &facts.owner,
             &facts.unit,
             node,
         ])

@@ -184,6 +184,7 @@ mod tests {
             container: "server".to_owned(),
             pod: "web-0".to_owned(),
             namespace: "shop".to_owned(),
+            owner: "web".to_owned(),
         };
         let subject = Subject {
             pid: Pid(8),

@@ -21,6 +21,8 @@ pub struct Whereabouts {
     pub pod: String,
     /// Its namespace.
     pub namespace: String,
+    /// What made the pod, such as a Deployment, as the pod's name tells ([`names::owner`]).
+    pub owner: String,
 }
 
 impl Whereabouts {
@@ -39,6 +41,7 @@ impl Whereabouts {
             unit: place.unit.unwrap_or_default(),
             container_id,
             container: pod.container,
+            owner: names::owner(&pod.name).to_owned(),
             pod: pod.name,
             namespace: pod.namespace,
         }
@@ -49,8 +52,7 @@ impl Whereabouts {
     #[must_use]
     pub fn name(&self) -> Option<String> {
         if !self.pod.is_empty() {
-            let owner = names::owner(&self.pod);
-            let mut name = format!("{}/{owner}", self.namespace);
+            let mut name = format!("{}/{}", self.namespace, self.owner);
             if !self.container.is_empty() {
                 name = format!("{name}/{}", self.container);
             }
@@ -198,6 +200,7 @@ mod tests {
         assert_eq!(place.name().as_deref(), Some("nginx.service"));
         place.namespace = "shop".to_owned();
         place.pod = "web-7d4b9c6f5d-x2x7k".to_owned();
+        place.owner = names::owner(&place.pod).to_owned();
         assert_eq!(place.name().as_deref(), Some("shop/web"));
         place.container = "server".to_owned();
         assert_eq!(place.name().as_deref(), Some("shop/web/server"));

@@ -1,15 +1,14 @@
 //! What goes wrong.
 
-use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_fixtures::program::Program;
 
-use super::world::{RELEASES, World, own_copy};
+use super::world::{World, own_copy};
 use crate::go;
 
 /// A kind of fault.
@@ -19,8 +18,10 @@ pub enum Fault {
     DaemonKilled,
     /// Some programs are killed, and others started.
     ProgramsKilled,
-    /// The daemon may have no more memory than it has.
+    /// The daemon may have no more memory than it has: what it asks for is refused.
     MemoryLimit,
+    /// The same in a control group: the kernel kills it.
+    OutOfMemory,
     /// The disk of its log is full.
     DiskFull,
     /// It sleeps while a storm fills the ring.
@@ -31,14 +32,17 @@ pub enum Fault {
     Hostile,
     /// The daemon is killed amid new programs.
     KilledAmidChurn,
+    /// The time of day jumps ahead by an hour, and back.
+    ClockStepped,
 }
 
 impl Fault {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
+    /// All that concern nobody else on this machine.
+    pub const ALL: [Self; 9] = [
         Self::DaemonKilled,
         Self::ProgramsKilled,
         Self::MemoryLimit,
+        Self::OutOfMemory,
         Self::DiskFull,
         Self::RingOverflow,
         Self::ShortLived,
@@ -69,6 +73,7 @@ impl World {
                 Ok(format!("{number} programs killed, as many started"))
             }
             Fault::MemoryLimit => self.memory_limit(),
+            Fault::OutOfMemory => self.out_of_memory(),
             Fault::DiskFull => {
                 self.daemon.restart(Some(Path::new("/dev/full")))?;
                 self.kill_one();
@@ -95,41 +100,43 @@ impl World {
                 }
                 Ok("daemon killed while 5 programs came".to_owned())
             }
+            Fault::ClockStepped => self.clock_stepped(),
         }
     }
 
-    /// The next piece of memory that it asks for is not given, and it aborts, as in a container that is full.
-    fn memory_limit(&mut self) -> Result<String> {
-        let pid = self.daemon.pid().to_string();
-        let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
-        let pages: u64 = statm
-            .split(' ')
-            .next()
-            .context("statm has numbers")?
-            .parse()?;
-        let limit = format!("--as={}", pages * 4096);
-        let status = Command::new("prlimit")
-            .args(["--pid", &pid, &limit])
-            .status();
-        ensure!(
-            status.context("starting prlimit")?.success(),
-            "there is no limit of memory"
-        );
-        // Files that it has not seen need memory.
-        let mut news = Vec::new();
-        for release in RELEASES {
-            let executable = own_copy("timers-mixed", &go::install(release)?)?;
-            news.push(Program::start(&executable, &[])?);
+    /// Ages and rates may not jump with it: they are of the clock that nobody can set.
+    fn clock_stepped(&mut self) -> Result<String> {
+        let oldest = |world: &Self| -> Result<f64> {
+            let mut oldest = 0.0_f64;
+            for program in &world.programs {
+                let report = world.daemon.asked.report(i64::from(program.pid()))?;
+                let sites = report["sites"].as_array().context("sites is a list")?;
+                let ages = (sites.iter()).filter_map(|site| site["oldest_seconds"].as_f64());
+                oldest = ages.fold(oldest, f64::max);
+            }
+            Ok(oldest)
+        };
+        let before = oldest(self)?;
+        let begin = Instant::now();
+        let ahead = Step::ahead(Duration::from_secs(3600))?;
+        self.kill_one();
+        self.start_one()?;
+        let counted = self.settle();
+        let during = oldest(self);
+        drop(ahead);
+        let (counted, during) = (counted?, during?);
+        self.settle()?;
+        let after = oldest(self)?;
+        let passed = begin.elapsed().as_secs_f64();
+        for age in [during, after] {
+            ensure!(
+                age > 0.0 && age < before + passed + 5.0,
+                "an age of {before:.0} s became {age:.0} s within {passed:.0} s"
+            );
         }
-        let end = Instant::now() + Duration::from_secs(3);
-        while self.daemon.is_running() && Instant::now() < end {
-            thread::sleep(Duration::from_millis(20));
-        }
-        if self.daemon.is_running() {
-            self.daemon.restart(None)?;
-            return Ok("no more memory: the daemon did with what it had".to_owned());
-        }
-        Ok("no more memory: the daemon ended, and is started again".to_owned())
+        Ok(format!(
+            "the time of day an hour ahead and back, {counted} goroutines counted meanwhile"
+        ))
     }
 
     fn ring_overflow(&mut self) -> Result<String> {
@@ -210,4 +217,35 @@ impl World {
             thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// The time of day of this machine, ahead until this is dropped.
+struct Step(Duration);
+
+impl Step {
+    fn ahead(by: Duration) -> Result<Self> {
+        set_time_of_day(SystemTime::now() + by)?;
+        Ok(Self(by))
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        if let Err(error) = set_time_of_day(SystemTime::now() - self.0) {
+            eprintln!("the time of day is {} s ahead: {error:#}", self.0.as_secs());
+        }
+    }
+}
+
+fn set_time_of_day(to: SystemTime) -> Result<()> {
+    let seconds = to.duration_since(UNIX_EPOCH)?.as_secs_f64();
+    let status = Command::new("date")
+        .arg(format!("--set=@{seconds:.3}"))
+        .stdout(Stdio::null())
+        .status();
+    ensure!(
+        status.context("starting date")?.success(),
+        "the time of day cannot be set here"
+    );
+    Ok(())
 }

@@ -65,6 +65,8 @@ pub struct Target {
     pub pod: String,
     /// The pod's namespace.
     pub namespace: String,
+    /// What made the pod, such as a Deployment, as the pod's name tells.
+    pub owner: String,
     /// Its systemd unit.
     pub unit: String,
     /// Memory that it holds; 0 when not known, as in a core file.
@@ -111,6 +113,7 @@ impl Target {
             container: place.container,
             pod: place.pod,
             namespace: place.namespace,
+            owner: place.owner,
             unit: place.unit,
             ..self
         }

@@ -1,0 +1,106 @@
+//! The daemon's memory comes to an end, in both ways that there are.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use leaktrace_fixtures::program::Program;
+
+use super::world::{RELEASES, World, own_copy};
+use crate::go;
+
+impl World {
+    /// The next piece of memory that it asks for is not given, and it aborts, as in a container that is full.
+    pub(super) fn memory_limit(&mut self) -> Result<String> {
+        let pid = self.daemon.pid().to_string();
+        let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+        let pages: u64 = statm
+            .split(' ')
+            .next()
+            .context("statm has numbers")?
+            .parse()?;
+        let limit = format!("--as={}", pages * 4096);
+        let status = Command::new("prlimit")
+            .args(["--pid", &pid, &limit])
+            .status();
+        ensure!(
+            status.context("starting prlimit")?.success(),
+            "there is no limit of memory"
+        );
+        let _news = news()?;
+        self.outcome("no more memory")
+    }
+
+    /// As in a container that is full: what it has may stay, and a little more.
+    pub(super) fn out_of_memory(&mut self) -> Result<String> {
+        let group = Group::new(1 << 20)?;
+        group.enter(self.daemon.pid())?;
+        let _news = news()?;
+        self.outcome("its control group is full")
+    }
+
+    /// Waits for what becomes of the daemon.
+    fn outcome(&mut self, what: &str) -> Result<String> {
+        let end = Instant::now() + Duration::from_secs(3);
+        while self.daemon.is_running() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+        }
+        if self.daemon.is_running() {
+            self.daemon.restart(None)?;
+            return Ok(format!("{what}: the daemon did with what it had"));
+        }
+        Ok(format!("{what}: the daemon ended, and is started again"))
+    }
+}
+
+/// Programs of files that the daemon has not seen, with so many timers that a census needs memory.
+fn news() -> Result<Vec<Program>> {
+    let mut news = Vec::new();
+    for release in RELEASES {
+        let executable = own_copy("timers-mixed", &go::install(release)?)?;
+        news.push(Program::start(&executable, &["-each", "100000"])?);
+    }
+    Ok(news)
+}
+
+/// A control group with a limit of memory.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(bytes: u64) -> Result<Self> {
+        let (first, second) = (
+            Path::new("/sys/fs/cgroup/memory"),
+            Path::new("/sys/fs/cgroup"),
+        );
+        let (root, limit) = if first.join("memory.limit_in_bytes").exists() {
+            (first, "memory.limit_in_bytes")
+        } else if fs::read_to_string(second.join("cgroup.subtree_control"))
+            .is_ok_and(|controllers| controllers.contains("memory"))
+        {
+            (second, "memory.max")
+        } else {
+            bail!("no control group can limit memory here");
+        };
+        let group = Self(root.join("leaktrace-chaos"));
+        fs::create_dir_all(&group.0).with_context(|| format!("{}", group.0.display()))?;
+        fs::write(group.0.join(limit), bytes.to_string())?;
+        Ok(group)
+    }
+
+    fn enter(&self, pid: u32) -> Result<()> {
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).context("entering a control group")
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The last process may take a moment to be gone.
+        let end = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
