@@ -293,6 +293,7 @@ impl Session {
                 &self.wait_reasons,
                 &self.symbols,
                 reach,
+                &monotonic_ns,
             )?)
         } else {
             None

@@ -24,7 +24,7 @@ pub struct Places {
 
 impl Places {
     /// Looks at the goroutines of a census; with `reach` also at who could still wake them, which takes following all
-    /// pointers of the program.
+    /// pointers of the program. `clock` answers CLOCK_MONOTONIC in nanoseconds.
     ///
     /// # Errors
     /// When the memory as a whole is out of reach; what cannot be read is left out.
@@ -35,6 +35,7 @@ impl Places {
         wait_reasons: &[String],
         symbols: &Symbolizer,
         reach: bool,
+        clock: &dyn Fn() -> u64,
     ) -> Result<Self, MemoryError> {
         let channels = channels(memory, layout, wait_reasons, goroutines)?;
         let semaphores = semaphores(memory, layout, wait_reasons, goroutines)?;
@@ -46,6 +47,7 @@ impl Places {
                 goroutines,
                 &channels,
                 &semaphores,
+                clock,
             )
         });
         let stranded = match stranded.transpose() {
@@ -56,7 +58,16 @@ impl Places {
                 tracing::debug!(%reason, "it is not known who could still be woken");
                 None
             }
-            Ok(stranded) => stranded,
+            Ok(reached) => reached.map(|reached| {
+                let (milliseconds, found) = (reached.took_ns / 1_000_000, reached.stranded.len());
+                tracing::debug!(
+                    bytes = reached.bytes,
+                    milliseconds,
+                    found,
+                    "all pointers were followed"
+                );
+                reached.stranded
+            }),
         };
         Ok(Self {
             stacks: stacks::walk(memory, layout, symbols, goroutines)?,

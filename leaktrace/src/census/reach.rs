@@ -29,6 +29,8 @@ const MOST_BYTES: u64 = 256 << 20;
 const MOST_WORK: usize = 1 << 21;
 /// Objects with finalizers, cleanups or profile records.
 const MOST_SPECIALS: usize = 1 << 17;
+/// Time, in nanoseconds: other targets wait meanwhile.
+const MOST_NS: u64 = 2_000_000_000;
 
 /// src/runtime/mheap.go: `mSpanInUse`.
 const IN_USE: u8 = 1;
@@ -49,12 +51,27 @@ pub enum ReachError {
     /// Looking would cost too much.
     #[error("it has more {0} than are looked through")]
     TooMuch(&'static str),
+    /// Looking has taken [`MOST_NS`].
+    #[error("it takes more than two seconds to look through")]
+    TooLong,
     /// A part that must be read could not be.
     #[error("a part of its memory could not be read")]
     Unreadable,
 }
 
-/// The goroutines that wait for what nobody else refers to, in the order of their numbers.
+/// What following all pointers told, and what it took.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// The goroutines that wait for what nobody else refers to, in the order of their numbers.
+    pub stranded: Vec<Goid>,
+    /// Bytes of variables, stacks and objects that were looked at.
+    pub bytes: u64,
+    /// Nanoseconds.
+    pub took_ns: u64,
+}
+
+/// Looks for the goroutines that wait for what nobody else refers to. `clock` answers CLOCK_MONOTONIC in nanoseconds: after
+/// two seconds this gives up.
 ///
 /// # Errors
 /// When that cannot be told.
@@ -65,7 +82,9 @@ pub fn stranded(
     goroutines: &[Goroutine],
     channels: &Waits<Channel>,
     semaphores: &Waits<Semaphore>,
-) -> Result<Vec<Goid>, ReachError> {
+    clock: &dyn Fn() -> u64,
+) -> Result<Reached, ReachError> {
+    let began_ns = clock();
     let heap = layout.heap.as_ref().ok_or(ReachError::Unknown)?;
     if goroutines.len() > MOST_GOROUTINES {
         return Err(ReachError::TooMuch("goroutines"));
@@ -83,6 +102,8 @@ pub fn stranded(
         stacks: stacks(memory, layout, goroutines)?,
         goroutines,
         asleep: vec![false; goroutines.len()],
+        clock,
+        until_ns: began_ns.saturating_add(MOST_NS),
     };
     // The list of all goroutines refers to each: that wakes nobody.
     for goroutine in goroutines {
@@ -105,7 +126,11 @@ pub fn stranded(
         .map(|(goroutine, _)| goroutine.goid)
         .collect();
     stranded.sort_unstable();
-    Ok(stranded)
+    Ok(Reached {
+        stranded,
+        bytes: walk.bytes,
+        took_ns: clock().saturating_sub(began_ns),
+    })
 }
 
 /// Stretch of the stack of each goroutine that is in use; all of it for who runs.
@@ -150,9 +175,18 @@ struct Walk<'w> {
     goroutines: &'w [Goroutine],
     /// By index: waits, and nobody was found who could wake it.
     asleep: Vec<bool>,
+    clock: &'w dyn Fn() -> u64,
+    until_ns: u64,
 }
 
 impl Walk<'_> {
+    fn in_time(&self) -> Result<(), ReachError> {
+        if (self.clock)() > self.until_ns {
+            return Err(ReachError::TooLong);
+        }
+        Ok(())
+    }
+
     /// Notes who waits for what, where all of that lies in the heap. Everybody else counts as awake.
     fn wait_for(
         &mut self,
@@ -211,6 +245,7 @@ impl Walk<'_> {
     fn refers_back(&self, goroutine: &Goroutine, back: u64) -> Result<Option<u64>, ReachError> {
         /// Of a stack: it blocks in the innermost frames.
         const MOST: u64 = 2 << 10;
+        self.in_time()?;
         let Some(&(low, high)) = self.stacks.get(&goroutine.g.0) else {
             return Ok(None);
         };
@@ -279,6 +314,7 @@ impl Walk<'_> {
             }
             let mut next = Vec::new();
             for chunk in listed.chunks(1024) {
+                self.in_time()?;
                 // src/runtime/mheap.go: `special` and what follows it in those that call a function.
                 const BYTES: usize = 32;
                 let pieces: Vec<Piece> = (chunk.iter())
@@ -362,6 +398,7 @@ impl Walk<'_> {
         const LONGEST: u64 = 64 << 10;
         let mut buffer = Vec::new();
         while !self.work.is_empty() {
+            self.in_time()?;
             let mut batch = Vec::new();
             let mut total = 0;
             while total < BATCH

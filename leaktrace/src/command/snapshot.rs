@@ -71,7 +71,15 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     progress.next("counting what was alive");
     let census = census::take(&memory, &layout, &|| 0)?;
     let goroutines = &census.goroutines;
-    let places = Places::of(goroutines, &memory, &layout, &wait_reasons, &symbols, false)?;
+    let places = Places::of(
+        goroutines,
+        &memory,
+        &layout,
+        &wait_reasons,
+        &symbols,
+        false,
+        &|| 0,
+    )?;
     let mut ledger = Ledger::default();
     ledger.reconcile(census, &symbols);
     let mut standings = Standings::default();

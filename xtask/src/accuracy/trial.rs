@@ -1,12 +1,13 @@
 //! One program under leaktrace: started, watched, and its report compared with what is known of it.
 
 use std::fmt;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program as Running;
 use serde_json::Value;
@@ -14,7 +15,10 @@ use serde_json::Value;
 use super::catalogue::{Leak, Load, Program};
 use crate::go;
 
-/// A burst alone happens so long after the watch began.
+/// What `record` logs when it begins to watch.
+const READY: &str = "the probes are on";
+
+/// A burst alone happens so long after that.
 const BEFORE_BURST: Duration = Duration::from_secs(5);
 
 /// One program in one release under one load.
@@ -146,7 +150,8 @@ impl Trial {
 
     fn watch(&self, leaktrace: &Path) -> Result<Value> {
         let mut running = self.start()?;
-        let watching = Command::new(leaktrace)
+        let mut watching = Command::new(leaktrace)
+            .env("LEAKTRACE_LOG", "leaktrace=info")
             .args(["record", "--pid", &running.pid().to_string()])
             .args(["--duration", &format!("{}s", self.seconds)])
             .args(["--format", "json"])
@@ -155,6 +160,15 @@ impl Trial {
             .stderr(Stdio::piped())
             .spawn()
             .context("starting leaktrace")?;
+        let mut said = BufReader::new(watching.stderr.take().context("leaktrace says nothing")?);
+        let mut words = String::new();
+        // On a busy machine it takes longer than the burst waits.
+        while !words.contains(READY) && said.read_line(&mut words)? > 0 {}
+        // Nobody may wait for a pipe that is full.
+        let rest = thread::spawn(move || {
+            let mut rest = String::new();
+            said.read_to_string(&mut rest).map(|_| rest)
+        });
         if self.load == Load::Burst {
             thread::sleep(BEFORE_BURST);
             running.ask("begin")?;
@@ -162,10 +176,13 @@ impl Trial {
         let output = watching
             .wait_with_output()
             .context("waiting for leaktrace")?;
+        let rest = rest
+            .join()
+            .map_err(|_| anyhow!("nobody heard leaktrace"))??;
         ensure!(
             matches!(output.status.code(), Some(0 | 1)),
             "{}",
-            String::from_utf8_lossy(&output.stderr).trim()
+            (words + &rest).trim()
         );
         serde_json::from_slice(&output.stdout).context("its report is no JSON")
     }

@@ -1,5 +1,6 @@
 //! Small programs written word by word: who can still be woken in them, and what becomes of nonsense.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -137,6 +138,10 @@ impl Program {
     }
 
     fn look(&self) -> Result<Vec<Goid>, ReachError> {
+        self.look_by(&|| 0).map(|reached| reached.stranded)
+    }
+
+    fn look_by(&self, clock: &dyn Fn() -> u64) -> Result<Reached, ReachError> {
         stranded(
             &self.memory,
             &self.layout,
@@ -144,6 +149,7 @@ impl Program {
             &self.goroutines,
             &self.channels,
             &Waits::default(),
+            clock,
         )
     }
 
@@ -242,6 +248,24 @@ fn what_cannot_be_read_or_is_too_much_is_said() {
         program.look(),
         Err(ReachError::TooMuch("objects"))
     ));
+}
+
+#[test]
+fn a_walk_that_takes_too_long_is_given_up() {
+    let mut program = Program::new();
+    program.waits_for(object(1));
+    let now_ns = Cell::new(0_u64);
+    let after = |pause_ns: u64| {
+        now_ns.set(now_ns.get() + pause_ns);
+        now_ns.get()
+    };
+    let reached = program
+        .look_by(&|| after(1_000_000))
+        .expect("it is in time");
+    assert_eq!(reached.stranded, [Goid(1)]);
+    assert!(reached.bytes > 0 && reached.took_ns > 0, "{reached:?}");
+    let late = program.look_by(&|| after(3_000_000_000));
+    assert!(matches!(late, Err(ReachError::TooLong)));
 }
 
 proptest! {
