@@ -104,6 +104,11 @@ rule! {
     CertainBlockConfig {
         /// Goroutines of one line in an empty select from which on it is a leak: a program may park a few on purpose.
         no_cases: u64 = 10,
+        /// Goroutines of one line on a nil channel from which on it is a leak even if none came while leaktrace listened: fewer
+        /// may be there from the start on purpose, and are suspect.
+        nil_channel: u64 = 1000,
+        /// How long a program starts: what blocks for ever then may be meant to.
+        start_up_seconds: u64 = 5,
         /// Whether all pointers of a program in which a crowd rests are followed, to see who could still wake it.
         follow_pointers: bool = true,
         /// Goroutines of one line that nobody can wake from which on it is a leak; fewer are suspect.

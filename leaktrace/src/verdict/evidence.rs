@@ -61,7 +61,7 @@ pub struct Tally {
     pub longest_still_ns: [u64; WAITS],
     /// The same of those alone whose birth was heard, later than the start of the program.
     pub longest_still_late_ns: [u64; WAITS],
-    /// How many that nothing can ever wake were born while we listened.
+    /// How many that nothing can ever wake were born while we listened, later than the start of the program.
     pub certain_and_new: u64,
     /// How many wait for what nothing else in the program refers to.
     pub stranded: u64,

@@ -146,7 +146,14 @@ impl Moment<'_> {
         {
             *longest = still_ns.max(*longest);
         }
-        if live.exact && matches!(wait, Wait::NilChannel | Wait::NoCases) {
+        let start_up_ns = config
+            .certain_block
+            .start_up_seconds
+            .saturating_mul(SECOND_NS);
+        if matches!(wait, Wait::NilChannel | Wait::NoCases)
+            && live.exact
+            && live.since_ns >= self.started_ns.saturating_add(start_up_ns)
+        {
             tally.certain_and_new += 1;
         }
     }

@@ -137,7 +137,7 @@ fn a_burst_is_found_where_healthy_programs_do_not_rest() {
     for (wait, level) in [
         (Wait::Mutex, Level::Leak),
         (Wait::Send, Level::Leak),
-        (Wait::NilChannel, Level::Leak),
+        (Wait::NilChannel, Level::Suspect),
         (Wait::NoCases, Level::Leak),
         (Wait::WaitGroup, Level::Ok),
         (Wait::Coroutine, Level::Suspect),
@@ -165,6 +165,12 @@ fn one_on_a_nil_channel_is_suspect_and_certain_if_it_is_new() {
     assert_eq!((rule, opinion.level), ("certain-block", Level::Leak));
     // Memory proves it: no second look is needed.
     assert!(opinion.certain);
+    // Some hundred may be there from the start on purpose.
+    evidence.tally.certain_and_new = 0;
+    for (count, level) in [(48, Level::Suspect), (1000, Level::Leak)] {
+        evidence.tally.waits[Wait::NilChannel as usize] = count;
+        assert_eq!(judge(&evidence, &config).1.level, level);
+    }
 }
 
 #[test]

@@ -175,7 +175,10 @@ fn one_goroutine_alone_is_suspect_by_age_and_a_leak_where_memory_proves_it() {
     };
     let hold = ["-hold", "-rate", "0", "-burst", "1"];
     let mut nil = needs::program("nil-channel", "1.27.3", &hold).expect("it was there before");
-    let rules = rules("[rules.old-outlier]\nalone-seconds = 5\n");
+    // The program is some seconds old.
+    let rules = rules(
+        "[rules.old-outlier]\nalone-seconds = 5\n[rules.certain-block]\nstart-up-seconds = 0\n",
+    );
     let record = |pid: u32| {
         let mut command = tool::leaktrace();
         command.args(["record", "--duration", "12s", "--format", "json", "--pid"]);

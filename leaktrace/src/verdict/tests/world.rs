@@ -127,6 +127,10 @@ impl World {
             if still_ns >= config.stalled.seconds * SECOND {
                 tally.still[self.wait as usize] += 1;
             }
+            let heard = life.born_ns > from_ns.max(config.certain_block.start_up_seconds * SECOND);
+            if heard && matches!(self.wait, Wait::NilChannel | Wait::NoCases) {
+                tally.certain_and_new += 1;
+            }
             let longest = &mut tally.longest_still_ns[self.wait as usize];
             *longest = still_ns.max(*longest);
             if self.due_late {
