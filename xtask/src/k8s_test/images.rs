@@ -17,7 +17,7 @@ pub const HEALTHY: &str = "localhost/shop-healthy:1";
 /// See [`LEAKY`].
 pub const PAUSE: &str = "localhost/pause:1";
 
-/// The archives for `ctr image import`, as [`write`] has written them.
+/// The archives for `ctr image import`, as [`fn@write`] has written them.
 pub fn archives() -> Result<Vec<PathBuf>> {
     let shipped = dist::folder()?.join("leaktrace-amd64.image.tar");
     let mut archives = vec![shipped];
