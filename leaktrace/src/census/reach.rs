@@ -51,7 +51,7 @@ pub enum ReachError {
     /// Looking would cost too much.
     #[error("it has more {0} than are looked through")]
     TooMuch(&'static str),
-    /// Looking has taken [`MOST_NS`].
+    /// Looking has taken longer than it may.
     #[error("it takes more than two seconds to look through")]
     TooLong,
     /// A part that must be read could not be.
