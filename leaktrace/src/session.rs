@@ -136,7 +136,7 @@ impl Session {
         let memory = LiveMemory::new(pid);
         let believed = believe(&memory, &layout, tries).with_context(refused)?;
         let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
-        let started_ns = monotonic_ns().saturating_sub(age_ns(process.started_unix));
+        let started_ns = monotonic_ns().saturating_sub(process.age_ns());
         Ok(Self {
             process,
             program,
@@ -564,14 +564,6 @@ impl Session {
 
 /// How often the memory of a process is looked at before its contradictions count.
 pub const PATIENCE: u32 = 10;
-
-/// How long ago that was, by the wall clock; 0 for a time to come.
-fn age_ns(unix: f64) -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let age = now.map_or(0.0, |now| now.as_secs_f64()) - unix;
-    let age = Duration::try_from_secs_f64(age).unwrap_or_default();
-    u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
-}
 
 /// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
 fn believe(memory: &LiveMemory, layout: &Layout, most: u32) -> anyhow::Result<SelfCheck> {

@@ -197,7 +197,7 @@ impl Heaps {
         const ROOM: usize = 1 << 20;
         let mut listed = Vec::with_capacity(usize::try_from(self.entries).unwrap_or(0));
         for (array, count) in &self.arrays {
-            match append_addresses(memory, *array, *count, self.entry_bytes, &mut listed) {
+            match append_heap(memory, *array, *count, self.entry_bytes, &mut listed) {
                 Ok(()) => {}
                 // The heap was moved meanwhile: what is missing of it in this census is counted as one.
                 Err(MemoryError::Unmapped { .. }) => *unreadable += 1,
@@ -216,6 +216,26 @@ impl Heaps {
         )?;
         Ok(found)
     }
+}
+
+/// Adds the addresses of the timers of a heap. While it is sifted, an entry may move from where was not read yet to where was
+/// read already; so it is read twice, and what has moved is added.
+fn append_heap(
+    memory: &dyn Memory,
+    array: RuntimeAddr,
+    count: u64,
+    entry_bytes: usize,
+    listed: &mut Vec<u64>,
+) -> Result<(), MemoryError> {
+    let begin = listed.len();
+    append_addresses(memory, array, count, entry_bytes, listed)?;
+    let mut again = Vec::new();
+    append_addresses(memory, array, count, entry_bytes, &mut again)?;
+    let before = listed.get(begin..).unwrap_or_default();
+    let mut before = before.iter();
+    again.retain(|address| before.next() != Some(address));
+    listed.append(&mut again);
+    Ok(())
 }
 
 /// Bytes from the start of a `timer` to the end of the last field that we read.

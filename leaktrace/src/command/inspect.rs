@@ -8,6 +8,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::output;
+use super::progress::Progress;
 use crate::cli::Inspect;
 use crate::export::report::SCHEMA;
 use crate::resolve::{self, Execution, GlobalsSource, OffsetsSource, Program};
@@ -61,6 +62,7 @@ pub fn run(arguments: &Inspect) -> anyhow::Result<ExitCode> {
     let answer = match (arguments.what.pid, &arguments.what.file) {
         (Some(pid), _) => {
             // What holds for a file need not for the process: this also has its memory checked.
+            let _progress = Progress::begin(format!("reading the executable of process {pid}"));
             let session = Session::open(Pid(pid))?;
             answer(session.process.exe.display().to_string(), session.program())
         }
@@ -68,6 +70,7 @@ pub fn run(arguments: &Inspect) -> anyhow::Result<ExitCode> {
             let file =
                 File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
             let name = path.display().to_string();
+            let _progress = Progress::begin(format!("reading {name}"));
             let program =
                 resolve::resolve(&file).with_context(|| format!("cannot trace {name}"))?;
             answer(name, &program)

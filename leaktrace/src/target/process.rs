@@ -12,6 +12,7 @@ use procfs::process::{self as proc_fs, MMPermissions, MMapPath};
 use super::whereabouts::{Pods, Whereabouts};
 use super::{Inode, Pid, TargetId};
 use crate::address::{LoadBias, RuntimeAddr, VirtAddr};
+use crate::clock::boot_ns;
 use crate::resolve::ReadAt;
 
 /// A running process and its executable, held open so that a deleted or replaced file still reads right.
@@ -22,7 +23,8 @@ pub struct Process {
     pub name: String,
     /// Where `/proc/PID/exe` points to; ends in " (deleted)" when the file is gone.
     pub exe: PathBuf,
-    /// When it started, seconds since the epoch.
+    /// When it started, seconds since the epoch, by the time of day when this thread first looked a process up: for people.
+    /// [`Process::age_ns`] is for rules.
     pub started_unix: f64,
     /// Where it lives, as far as it was looked up.
     pub whereabouts: Whereabouts,
@@ -98,6 +100,12 @@ impl Process {
             image: stat.startstack,
             program_headers: RuntimeAddr(program_headers),
         })
+    }
+
+    /// How long it has been running, in nanoseconds, whatever was done to the time of day since.
+    #[must_use]
+    pub fn age_ns(&self) -> u64 {
+        age_ns(self.id.start_ticks, procfs::ticks_per_second(), boot_ns())
     }
 
     /// Looks up where it lives.
@@ -194,6 +202,12 @@ fn from_proc(pid: Pid, error: ProcError) -> TargetError {
     }
 }
 
+/// From clock ticks since boot (`starttime`, fs/proc/array.c) to an age at `now_ns` of the same clock; 0 for a time to come.
+fn age_ns(start_ticks: u64, ticks_per_second: u64, now_ns: u64) -> u64 {
+    let start_ns = u128::from(start_ticks) * 1_000_000_000 / u128::from(ticks_per_second.max(1));
+    u64::try_from(u128::from(now_ns).saturating_sub(start_ns)).unwrap_or(0)
+}
+
 fn from_io(pid: Pid, error: &io::Error) -> TargetError {
     match error.kind() {
         io::ErrorKind::NotFound => TargetError::NoExecutable(pid),
@@ -225,6 +239,16 @@ mod tests {
         assert!(process.is_alive());
         assert!(process.executable().size() > 0);
         assert!(process.started_unix > 1.7e9);
+        // A test takes minutes at most; the machine may have been up for less than that.
+        assert!(process.age_ns() < 3_600_000_000_000);
+    }
+
+    #[test]
+    fn ages_are_of_the_clock_that_counts_from_boot() {
+        assert_eq!(age_ns(500, 100, 7_250_000_000), 2_250_000_000);
+        assert_eq!(age_ns(800, 100, 7_250_000_000), 0);
+        assert_eq!(age_ns(u64::MAX, 0, 1), 0);
+        assert_eq!(age_ns(0, 100, u64::MAX), u64::MAX);
     }
 
     #[test]

@@ -275,6 +275,36 @@ fn a_p_listed_twice_has_its_timers_once() {
     assert_eq!(timers.map(|timers| timers.len()), Some(1));
 }
 
+/// Two timers that change places in their heap, just when the first place was read.
+#[test]
+fn a_timer_that_moves_in_its_heap_is_not_missed() {
+    let offsets = &releases()[1];
+    let p = ARRAY * 2;
+    let owner = p + u64::from(offsets.p_timers.expect("a known place"));
+    let heap = owner + u64::from(offsets.timers_heap.expect("a new timer"));
+    let (entries, one, other) = (ARRAY * 3, ARRAY * 4, ARRAY * 5);
+    let names_owner = u64::from(offsets.timer_ts.expect("a new timer"));
+    let lists = [(ALLP, ARRAY), (ALLP + 8, 1)];
+    let readings = Cell::new(0);
+    let (census, _) = take(offsets, &lists, |at| {
+        Some(match at {
+            ARRAY => p,
+            _ if at == heap => entries,
+            _ if at == heap + 8 => 2,
+            _ if at == entries => {
+                readings.set(readings.get() + 1);
+                if readings.get() == 1 { one } else { other }
+            }
+            _ if at == entries + 16 => one,
+            _ if at == one + names_owner || at == other + names_owner => owner,
+            _ => 0,
+        })
+    });
+    let timers = census.expect("it is all mapped").timers.expect("heaps");
+    let found: Vec<_> = timers.iter().map(|timer| timer.timer.0).collect();
+    assert_eq!(found, [one, other]);
+}
+
 #[test]
 fn names_of_a_terabyte_are_cut_off() {
     let memory = Forged::new(|at| {
