@@ -17,7 +17,7 @@ const NAMESPACE: &str = "leaktrace";
 const PORT: u16 = 9779;
 
 /// Its `terminationGracePeriodSeconds`: then it is killed.
-const GRACE: f64 = 10.0;
+const GRACE: f64 = 60.0;
 
 /// Arguments of kubectl.
 const LEAKTRACE: [&str; 2] = ["--namespace", NAMESPACE];
