@@ -150,6 +150,9 @@ pub struct Daemon {
     /// Folder in which the kubelet keeps logs. [default: /var/log]
     #[arg(long, value_name = "DIR", env = "LEAKTRACE_POD_LOGS")]
     pub pod_logs: Option<PathBuf>,
+    /// API server or kubelet to ask for labels and owners of pods. [default: nobody]
+    #[arg(long, value_name = "URL", env = "LEAKTRACE_POD_LIST")]
+    pub pod_list: Option<String>,
 }
 
 /// What is heard of a program, and what that may cost it. What is not said is as [`Config`](crate::config::Config) has it.
@@ -225,6 +228,9 @@ pub struct Whom {
     /// Watch those in this pod.
     #[arg(long, value_name = "POD")]
     pub pod: Vec<Pattern>,
+    /// Watch those in pods with this label, such as "app=web" (see --pod-list).
+    #[arg(long, value_name = "LABEL")]
+    pub pod_label: Vec<Pattern>,
     /// Watch those in pods of this namespace.
     #[arg(long, value_name = "NAMESPACE")]
     pub namespace: Vec<Pattern>,
@@ -246,6 +252,9 @@ pub struct Whom {
     /// Do not watch those in this pod.
     #[arg(long, value_name = "POD")]
     pub exclude_pod: Vec<Pattern>,
+    /// Do not watch those in pods with this label.
+    #[arg(long, value_name = "LABEL")]
+    pub exclude_pod_label: Vec<Pattern>,
     /// Do not watch those in pods of this namespace.
     #[arg(long, value_name = "NAMESPACE")]
     pub exclude_namespace: Vec<Pattern>,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 use crate::budget::Share;
 use crate::cli::{Allowed, Details, EventsLevel, budget, duration};
+use crate::target::pod_source::PodSource;
 use crate::target::selection::Patterns;
 use crate::verdict;
 
@@ -40,6 +41,8 @@ pub struct Config {
     pub host_budget: Allowed,
     /// Where the kubelet keeps logs.
     pub pod_logs: PathBuf,
+    /// Who is asked for the pods of this node.
+    pub pod_list: PodSource,
     /// Whom to watch.
     pub watch: Names,
     /// Whom not to watch.
@@ -63,6 +66,7 @@ impl Default for Config {
             budget: Allowed(Some(Share::DEFAULT)),
             host_budget: Allowed(Some(Share(0.05))),
             pod_logs: PathBuf::from("/var/log"),
+            pod_list: PodSource::default(),
             watch: Names::default(),
             exclude: Names::default(),
             target: Vec::new(),
@@ -87,6 +91,8 @@ pub struct Names {
     #[serde(deserialize_with = "patterns")]
     pod: Vec<Pattern>,
     #[serde(deserialize_with = "patterns")]
+    pod_label: Vec<Pattern>,
+    #[serde(deserialize_with = "patterns")]
     namespace: Vec<Pattern>,
 }
 
@@ -98,6 +104,7 @@ impl From<Names> for Patterns {
             unit: names.unit,
             container: names.container,
             pod: names.pod,
+            pod_label: names.pod_label,
             namespace: names.namespace,
         }
     }
@@ -118,6 +125,8 @@ pub struct Special {
     #[serde(deserialize_with = "patterns")]
     pod: Vec<Pattern>,
     #[serde(deserialize_with = "patterns")]
+    pod_label: Vec<Pattern>,
+    #[serde(deserialize_with = "patterns")]
     namespace: Vec<Pattern>,
     /// Another level for them.
     #[serde(deserialize_with = "other_events")]
@@ -137,6 +146,7 @@ impl Special {
             unit: self.unit.clone(),
             container: self.container.clone(),
             pod: self.pod.clone(),
+            pod_label: self.pod_label.clone(),
             namespace: self.namespace.clone(),
         }
     }
@@ -157,6 +167,7 @@ pub fn parse(text: &str) -> Result<Config, String> {
             None => error.message().to_owned(),
         }
     })?;
+    (config.pod_list.check()).map_err(|mistake| format!("[pod_list] url: {mistake}"))?;
     match config.target.iter().position(|one| one.whom().is_empty()) {
         Some(index) => Err(format!("[[target]] number {} names nobody", index + 1)),
         None => Ok(config),
@@ -227,7 +238,7 @@ mod tests {
         let (debug, _) = debug.split_once("rules:").expect("it has rules");
         for word in debug.split([' ', '{', '}', '[', ']']) {
             if let Some(field) = word.strip_suffix(':')
-                && !["watch", "exclude", "target"].contains(&field)
+                && !["watch", "exclude", "target", "pod_list"].contains(&field)
             {
                 assert!(shown.contains(field), "{field} is not in the template");
             }
@@ -300,6 +311,14 @@ mod tests {
             (
                 "[[target]]\nevents = \"full\"",
                 "[[target]] number 1 names nobody",
+            ),
+            (
+                "[pod_list]\nurl = \"localhost/pods\"",
+                "[pod_list] url: \"localhost/pods\"",
+            ),
+            (
+                "[pod_list]\nurl = \"ftp://localhost/pods\"",
+                "[pod_list] url: \"ftp://localhost/pods\" begins neither with http:// nor https://",
             ),
             ("listen = ", "line 1: "),
         ] {

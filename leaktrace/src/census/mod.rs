@@ -149,18 +149,6 @@ fn read_addresses(
     entry_bytes: usize,
 ) -> Result<Vec<u64>, MemoryError> {
     let mut addresses = Vec::new();
-    append_addresses(memory, array, count, entry_bytes, &mut addresses)?;
-    Ok(addresses)
-}
-
-/// The same, behind those that are there already.
-fn append_addresses(
-    memory: &dyn Memory,
-    array: RuntimeAddr,
-    count: u64,
-    entry_bytes: usize,
-    addresses: &mut Vec<u64>,
-) -> Result<(), MemoryError> {
     let mut bytes = Vec::new();
     let mut at = 0_u64;
     let total = count.saturating_mul(entry_bytes as u64);
@@ -176,7 +164,7 @@ fn append_addresses(
         );
         at += step;
     }
-    Ok(())
+    Ok(addresses)
 }
 
 /// Bytes of one structure of the target. Offsets beyond its end read as 0: the caller sized the bytes from

@@ -5,8 +5,7 @@
 //! doubled while the heap is sifted, so a timer counts once, and only when it names one of the heaps as its owner.
 
 use super::{
-    Census, CensusError, Fields, Layout, Memory, MemoryError, append_addresses, for_each_structure,
-    read_addresses,
+    Census, CensusError, Fields, Layout, Memory, MemoryError, for_each_structure, read_addresses,
 };
 use crate::address::RuntimeAddr;
 use crate::resolve::offsets::Offsets;
@@ -78,17 +77,21 @@ pub(super) fn walk(
     let Some(p_timers) = layout.offsets.p_timers else {
         return Ok(());
     };
-    let mut heaps = Heaps::default();
+    let (mut heaps, mut entries) = (Vec::new(), 0_u64);
     for p in processors(memory, layout)? {
-        let owner = p.offset(u64::from(p_timers));
-        match heaps.add(memory, layout, p, owner) {
-            Ok(()) => {}
+        match heap_of(memory, layout, p, p.offset(u64::from(p_timers))) {
+            Ok(None) => {}
+            Ok(Some(heap)) => {
+                entries = entries.saturating_add(heap.entries);
+                plausible(entries)?;
+                heaps.push(heap);
+            }
             // Its timers are missing from this census, and counted as such.
-            Err(CensusError::Memory(MemoryError::Unmapped { .. })) => census.unreadable += 1,
-            Err(error) => return Err(error),
+            Err(MemoryError::Unmapped { .. }) => census.unreadable += 1,
+            Err(error) => return Err(error.into()),
         }
     }
-    let mut timers = heaps.read(memory, layout, &mut census.unreadable)?;
+    let mut timers = read_timers(memory, layout, &heaps, &mut census.unreadable)?;
 
     // A handful of functions, the runtime's own and package time's; those of AfterFunc are as many as its timers.
     let mut functions: Vec<u64> = Vec::new();
@@ -136,105 +139,116 @@ fn processors(memory: &dyn Memory, layout: &Layout) -> Result<Vec<RuntimeAddr>, 
     Ok(addresses.into_iter().map(RuntimeAddr).collect())
 }
 
-/// The heaps of all Ps.
-#[derive(Default)]
-struct Heaps {
-    /// Whom the timers of each heap name as their owner: the P until Go 1.22, its `timers` structure since.
-    owners: Vec<u64>,
-    /// Where the entries of each heap are, and how many.
-    arrays: Vec<(RuntimeAddr, u64)>,
-    /// How many all have.
+/// The heap of one P.
+struct Heap {
+    /// Whom its timers name as their owner: the P until Go 1.22, its `timers` structure since.
+    owner: u64,
+    /// The header of its slice: at `p.timers` until Go 1.22, in the `timers` structure since.
+    header: RuntimeAddr,
+    /// How many entries it had when it was found.
     entries: u64,
-    /// Bytes of an entry, which begins with the address of its timer.
-    entry_bytes: usize,
 }
 
-impl Heaps {
-    /// Adds the heap of one P.
-    fn add(
-        &mut self,
-        memory: &dyn Memory,
-        layout: &Layout,
-        p: RuntimeAddr,
-        owner: RuntimeAddr,
-    ) -> Result<(), CensusError> {
-        let offsets = &layout.offsets;
-        let mut status = [0; 4];
-        memory.read(p.offset(u64::from(offsets.p_status)), &mut status)?;
-        if u32::from_le_bytes(status) == P_DEAD {
-            return Ok(());
-        }
-        // The slice header of the heap: at p.timers until Go 1.22, in the timers structure since.
-        let (header, entry_bytes, named) = match offsets.timers_heap {
-            Some(heap) => (owner.offset(u64::from(heap)), 16, owner),
-            None => (owner, 8, p),
-        };
-        let array = memory.word(header)?;
-        let count = memory.word(header.offset(8))?;
-        let entries = self.entries.saturating_add(count);
-        if entries > MOST_TIMERS {
-            return Err(CensusError::Implausible {
-                what: "timers",
-                count: entries,
-                limit: MOST_TIMERS,
-            });
-        }
-        self.entries = entries;
-        self.entry_bytes = entry_bytes;
-        self.owners.push(named.0);
-        self.arrays.push((RuntimeAddr(array), count));
-        Ok(())
+/// The heap of a P, unless that is dead.
+fn heap_of(
+    memory: &dyn Memory,
+    layout: &Layout,
+    p: RuntimeAddr,
+    timers: RuntimeAddr,
+) -> Result<Option<Heap>, MemoryError> {
+    let mut status = [0; 4];
+    memory.read(p.offset(u64::from(layout.offsets.p_status)), &mut status)?;
+    if u32::from_le_bytes(status) == P_DEAD {
+        return Ok(None);
     }
-
-    /// Reads the timers themselves, in the order of their addresses. Their functions are not followed yet.
-    fn read(
-        mut self,
-        memory: &dyn Memory,
-        layout: &Layout,
-        unreadable: &mut u64,
-    ) -> Result<Vec<Timer>, MemoryError> {
-        /// Timers that room is made for at once: pages that are not filled cost nothing.
-        const ROOM: usize = 1 << 20;
-        let mut listed = Vec::with_capacity(usize::try_from(self.entries).unwrap_or(0));
-        for (array, count) in &self.arrays {
-            match append_heap(memory, *array, *count, self.entry_bytes, &mut listed) {
-                Ok(()) => {}
-                // The heap was moved meanwhile: what is missing of it in this census is counted as one.
-                Err(MemoryError::Unmapped { .. }) => *unreadable += 1,
-                Err(error) => return Err(error),
-            }
-        }
-        self.owners.sort_unstable();
-        let owners = &self.owners;
-        let mut found = Vec::with_capacity(listed.len().min(ROOM));
-        for_each_structure(
-            memory,
-            &mut listed,
-            span(&layout.offsets),
-            unreadable,
-            |address, fields| found.extend(parse(layout, owners, address, fields)),
-        )?;
-        Ok(found)
-    }
+    let (owner, header) = match layout.offsets.timers_heap {
+        Some(heap) => (timers.0, timers.offset(u64::from(heap))),
+        None => (p.0, timers),
+    };
+    Ok(Some(Heap {
+        owner,
+        header,
+        entries: memory.word(header.offset(8))?,
+    }))
 }
 
-/// Adds the addresses of the timers of a heap. While it is sifted, an entry may move from where was not read yet to where was
-/// read already; so it is read twice, and what has moved is added.
+/// Refuses more timers than we read.
+fn plausible(count: u64) -> Result<(), CensusError> {
+    if count > MOST_TIMERS {
+        return Err(CensusError::Implausible {
+            what: "timers",
+            count,
+            limit: MOST_TIMERS,
+        });
+    }
+    Ok(())
+}
+
+/// Reads the timers themselves, in the order of their addresses. Their functions are not followed yet.
+fn read_timers(
+    memory: &dyn Memory,
+    layout: &Layout,
+    heaps: &[Heap],
+    unreadable: &mut u64,
+) -> Result<Vec<Timer>, CensusError> {
+    /// Timers that room is made for at once: pages that are not filled cost nothing.
+    const ROOM: usize = 1 << 20;
+    let entry_bytes = match layout.offsets.timers_heap {
+        Some(_) => 16,
+        None => 8,
+    };
+    let mut listed = Vec::new();
+    for heap in heaps {
+        match append_heap(memory, heap, entry_bytes, &mut listed) {
+            Ok(()) => {}
+            // The heap was moved meanwhile: what is missing of it in this census is counted as one.
+            Err(CensusError::Memory(MemoryError::Unmapped { .. })) => *unreadable += 1,
+            Err(error) => return Err(error),
+        }
+    }
+    let mut owners: Vec<u64> = heaps.iter().map(|heap| heap.owner).collect();
+    owners.sort_unstable();
+    let mut found = Vec::with_capacity(listed.len().min(ROOM));
+    for_each_structure(
+        memory,
+        &mut listed,
+        span(&layout.offsets),
+        unreadable,
+        |address, fields| found.extend(parse(layout, &owners, address, fields)),
+    )?;
+    Ok(found)
+}
+
+/// Adds the addresses of the timers of a heap.
+///
+/// The heap changes meanwhile: an entry may be sifted from where was not read yet to where was read already, or be pushed
+/// behind the last one by a timer that is added. So it is read again, its length too, until two readings are the same or
+/// it does not come to rest, and what any of them saw is added.
 fn append_heap(
     memory: &dyn Memory,
-    array: RuntimeAddr,
-    count: u64,
+    heap: &Heap,
     entry_bytes: usize,
     listed: &mut Vec<u64>,
-) -> Result<(), MemoryError> {
+) -> Result<(), CensusError> {
+    const READINGS: usize = 4;
     let begin = listed.len();
-    append_addresses(memory, array, count, entry_bytes, listed)?;
-    let mut again = Vec::new();
-    append_addresses(memory, array, count, entry_bytes, &mut again)?;
-    let before = listed.get(begin..).unwrap_or_default();
-    let mut before = before.iter();
-    again.retain(|address| before.next() != Some(address));
-    listed.append(&mut again);
+    let mut before = Vec::new();
+    for reading in 0..READINGS {
+        let array = memory.word(heap.header)?;
+        let count = memory.word(heap.header.offset(8))?;
+        plausible((begin as u64).saturating_add(count))?;
+        let now = read_addresses(memory, RuntimeAddr(array), count, entry_bytes)?;
+        if reading > 0 && now == before {
+            break;
+        }
+        let mut places = before.iter();
+        listed.extend(now.iter().filter(|address| places.next() != Some(*address)));
+        before = now;
+        // All of it may have moved once; a heap that is another each time is not worth more of our memory.
+        if listed.len() - begin >= 2 * before.len() {
+            break;
+        }
+    }
     Ok(())
 }
 

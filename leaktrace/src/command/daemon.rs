@@ -22,6 +22,7 @@ use crate::export::server::{self, MOST_QUESTIONS, Source};
 use crate::fleet::Budget;
 use crate::privilege;
 use crate::target::Pid;
+use crate::target::pod_source::PodSource;
 use crate::target::selection::{Patterns, Selection};
 use crate::watcher::{Manner, Settings, Watcher};
 use crate::web::Server;
@@ -149,6 +150,7 @@ fn patterns(whom: &Whom) -> (Patterns, Patterns) {
         unit: whom.unit.clone(),
         container: whom.container.clone(),
         pod: whom.pod.clone(),
+        pod_label: whom.pod_label.clone(),
         namespace: whom.namespace.clone(),
     };
     let excluded = Patterns {
@@ -157,6 +159,7 @@ fn patterns(whom: &Whom) -> (Patterns, Patterns) {
         unit: whom.exclude_unit.clone(),
         container: whom.exclude_container.clone(),
         pod: whom.exclude_pod.clone(),
+        pod_label: whom.exclude_pod_label.clone(),
         namespace: whom.exclude_namespace.clone(),
     };
     (named, excluded)
@@ -214,6 +217,10 @@ fn wanted(arguments: &Daemon, config: Config) -> Settings {
             host: host_budget.unwrap_or(config.host_budget).0,
         },
         pod_logs: arguments.pod_logs.clone().unwrap_or(config.pod_logs),
+        pod_list: PodSource {
+            url: arguments.pod_list.clone().unwrap_or(config.pod_list.url),
+            ..config.pod_list
+        },
         confirm: arguments.confirm || config.confirm,
         rules: config.rules,
     }

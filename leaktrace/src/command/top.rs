@@ -55,6 +55,7 @@ pub fn run(arguments: &cli::Top) -> anyhow::Result<ExitCode> {
         },
         special: Vec::new(),
         pod_logs: usual.pod_logs,
+        pod_list: usual.pod_list,
         confirm: false,
         rules: usual.rules,
         budget: Budget {

@@ -30,11 +30,12 @@ struct Listed<'b> {
 #[derive(Serialize)]
 struct Summary<'b> {
     go_version: &'b str,
-    /// Of its pod, by the kubelet's log folders; "" when it is in none.
+    /// Of its pod; "" when it is in none.
     namespace: &'b str,
-    /// By the pod's name.
+    /// What made the pod.
     owner: &'b str,
     pod: &'b str,
+    pod_labels: &'b [String],
     container: &'b str,
     goroutines: u64,
     timers: u64,
@@ -70,6 +71,7 @@ fn summary(report: &Report) -> Summary<'_> {
         namespace: &report.target.namespace,
         owner: &report.target.owner,
         pod: &report.target.pod,
+        pod_labels: &report.target.pod_labels,
         container: &report.target.container,
         goroutines: report.goroutines.total,
         timers: report.timers.total,

@@ -2,6 +2,8 @@
 
 pub mod inquiry;
 pub mod names;
+pub mod pod_list;
+pub mod pod_source;
 pub mod room;
 pub mod roster;
 pub mod scan;

@@ -125,7 +125,7 @@ fn unescaped(unit: &str) -> String {
     shortened(&text)
 }
 
-fn shortened(name: &str) -> String {
+pub(super) fn shortened(name: &str) -> String {
     name.chars().take(MOST_BYTES).collect()
 }
 

@@ -31,6 +31,8 @@ pub struct Patterns {
     pub container: Vec<Pattern>,
     /// Pod.
     pub pod: Vec<Pattern>,
+    /// Label of the pod, as `key=value`.
+    pub pod_label: Vec<Pattern>,
     /// Namespace of the pod.
     pub namespace: Vec<Pattern>,
 }
@@ -86,9 +88,16 @@ impl Patterns {
             let mut patterns = self.container.iter().map(Pattern::as_str);
             patterns.find(|id| id.len() >= LEAST_OF_AN_ID && place.container_id.starts_with(id))
         };
+        let by_label = || {
+            let mut patterns = self.pod_label.iter();
+            let found =
+                patterns.find(|pattern| place.labels.iter().any(|one| pattern.matches(one)));
+            found.map(|pattern| ("pod's label", pattern.as_str()))
+        };
         by_text
             .next()
             .or_else(|| by_id().map(|id| ("container", id)))
+            .or_else(by_label)
     }
 }
 
@@ -185,6 +194,8 @@ mod tests {
             pod: "web-0".to_owned(),
             namespace: "shop".to_owned(),
             owner: "web".to_owned(),
+            labels: vec!["app=web".to_owned(), "tier=front".to_owned()],
+            unlisted: false,
         };
         let subject = Subject {
             pid: Pid(8),
@@ -219,5 +230,13 @@ mod tests {
             pod: patterns(&["web-?"]),
             ..Patterns::default()
         }));
+        let label = |text| Patterns {
+            pod_label: patterns(&[text]),
+            ..Patterns::default()
+        };
+        assert!(wanted(label("tier=front")));
+        assert!(wanted(label("app=*")));
+        assert!(!wanted(label("app=webs")));
+        assert!(!wanted(label("app")), "a label is its value, too");
     }
 }

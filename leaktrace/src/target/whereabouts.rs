@@ -1,4 +1,5 @@
-//! Where a process lives: unit, container, pod. Reads its cgroup and the kubelet's log folders on this machine.
+//! Where a process lives: unit, container, pod. Reads its cgroup and the kubelet's log folders on this machine, and has the
+//! kubelet or the API server asked where that was configured.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,8 +8,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Pid;
 use super::names::{self, Pod};
+use super::pod_list::PodList;
+use super::pod_source::{Asker, PodSource};
+use crate::clock::monotonic_ns;
 
-/// What is known locally of where a process lives; "" for what is not.
+/// What is known of where a process lives; "" for what is not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Whereabouts {
     /// Systemd unit.
@@ -21,8 +25,12 @@ pub struct Whereabouts {
     pub pod: String,
     /// Its namespace.
     pub namespace: String,
-    /// What made the pod, such as a Deployment, as the pod's name tells ([`names::owner`]).
+    /// What made the pod, such as a Deployment: as the list of pods has it, else as the pod's name tells ([`names::owner`]).
     pub owner: String,
+    /// Labels of the pod, `key=value`, if it is in the list.
+    pub labels: Vec<String>,
+    /// Whether the pod may be in the list when that is told the next time.
+    pub unlisted: bool,
 }
 
 impl Whereabouts {
@@ -33,18 +41,19 @@ impl Whereabouts {
         let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         let place = names::place(&cgroups);
         let container_id = place.container.unwrap_or_default();
-        let pod = match &place.pod_uid {
-            Some(uid) => pods.find(&container_id, uid),
-            None => Pod::default(),
-        };
-        Self {
+        let mut found = Self {
             unit: place.unit.unwrap_or_default(),
-            container_id,
-            container: pod.container,
-            owner: names::owner(&pod.name).to_owned(),
-            pod: pod.name,
-            namespace: pod.namespace,
+            ..Self::default()
+        };
+        if let Some(uid) = &place.pod_uid {
+            let pod = pods.find(&container_id, uid);
+            found.owner = names::owner(&pod.name).to_owned();
+            (found.namespace, found.pod, found.container) =
+                (pod.namespace, pod.name, pod.container);
+            pods.complete(&mut found, &container_id, uid);
         }
+        found.container_id = container_id;
+        found
     }
 
     /// The name that stays the same across restarts: `namespace/owner/container`, else the service; `None` where
@@ -63,8 +72,10 @@ impl Whereabouts {
     }
 }
 
-/// The pods of this machine, by the folders in which the kubelet keeps their logs.
+/// The pods of this machine, by the folders in which the kubelet keeps their logs, and by the list of who is asked.
 pub struct Pods {
+    asker: Option<Asker>,
+    listed: PodList,
     logs: PathBuf,
     containers: HashMap<String, Pod>,
     by_uid: HashMap<String, Pod>,
@@ -96,11 +107,61 @@ impl Pods {
     #[must_use]
     pub fn at(logs: impl Into<PathBuf>) -> Self {
         Self {
+            asker: None,
+            listed: PodList::new(),
             logs: logs.into(),
             containers: HashMap::new(),
             by_uid: HashMap::new(),
             read: None,
             changed: [None; 2],
+        }
+    }
+
+    /// The same, and whoever is asked for what the folders do not tell.
+    #[must_use]
+    pub fn asking(self, source: &PodSource) -> Self {
+        Self {
+            asker: Asker::start(source),
+            ..self
+        }
+    }
+
+    /// Has the list of pods told, because of a process that is new, or `again` because of one that is not.
+    pub fn ask(&mut self, again: bool) {
+        if let Some(asker) = &mut self.asker {
+            asker.ask(again, monotonic_ns());
+        }
+    }
+
+    /// Takes the list of pods if it has been told; whether it has.
+    pub fn hear(&mut self) -> bool {
+        let asker = self.asker.as_mut();
+        let told = asker.and_then(|asker| asker.answer(monotonic_ns()));
+        let Some(listed) = told else {
+            return false;
+        };
+        self.listed = listed;
+        true
+    }
+
+    /// Whether a pod that is not in the list may soon be.
+    #[must_use]
+    pub fn is_hopeful(&self) -> bool {
+        self.asker.as_ref().is_some_and(Asker::is_hopeful)
+    }
+
+    /// Adds what the list has of a pod.
+    fn complete(&self, place: &mut Whereabouts, container_id: &str, uid: &str) {
+        let Some(listed) = self.listed.get(uid) else {
+            place.unlisted = self.asker.is_some();
+            return;
+        };
+        place.namespace.clone_from(&listed.pod.namespace);
+        place.pod.clone_from(&listed.pod.name);
+        place.owner.clone_from(&listed.owner);
+        place.labels.clone_from(&listed.labels);
+        if let Some(name) = listed.containers.get(container_id) {
+            place.container.clone_from(name);
         }
     }
 

@@ -21,6 +21,7 @@ use crate::fleet::{Budget, Fleet};
 use crate::probe::{Level, Scope};
 use crate::resolve::Refusal;
 use crate::session::{Depth, PATIENCE};
+use crate::target::pod_source::PodSource;
 use crate::target::roster::{Entry, Roster, State};
 use crate::target::selection::{Patterns, Selection, Subject};
 use crate::target::whereabouts::{Pods, Whereabouts};
@@ -44,6 +45,8 @@ pub struct Settings {
     pub budget: Budget,
     /// Where the kubelet keeps logs.
     pub pod_logs: PathBuf,
+    /// Who is asked for the pods of this node.
+    pub pod_list: PodSource,
     /// Whether to ask the programs themselves about their leaks.
     pub confirm: bool,
     /// What the rules are tuned by.
@@ -79,6 +82,8 @@ pub struct Watcher {
     lives: Option<Lives>,
     roster: Roster,
     pods: Pods,
+    /// Processes whose pods were not in the list when it was decided about them.
+    unlisted: BTreeSet<Pid>,
     node: String,
     traced: BTreeMap<Pid, Traced>,
     /// Targets that were asked for by number and have ended: they stay to be seen.
@@ -139,7 +144,8 @@ impl Watcher {
             },
             lives: None,
             roster: Roster::default(),
-            pods: Pods::at(&settings.pod_logs),
+            pods: Pods::at(&settings.pod_logs).asking(&settings.pod_list),
+            unlisted: BTreeSet::new(),
             node: node(),
             traced: BTreeMap::new(),
             ended: Vec::new(),
@@ -172,6 +178,9 @@ impl Watcher {
     pub fn require(&mut self, pid: Pid) -> anyhow::Result<()> {
         let mut process = Process::open(pid)?;
         process.locate(&mut self.pods);
+        if process.whereabouts.unlisted {
+            self.unlisted.insert(pid);
+        }
         self.roster.see(pid, scan::sight(pid), monotonic_ns());
         let file = process.inode();
         if let Some(entry) = self.roster.entry_mut(pid) {
@@ -198,6 +207,12 @@ impl Watcher {
         self.fleet.drain();
         let now = monotonic_ns();
         self.hear(now);
+        if !self.unlisted.is_empty() {
+            self.pods.ask(true);
+        }
+        if self.pods.hear() {
+            self.place_again(now);
+        }
         if now >= self.next_scan_ns {
             let seen = scan::pids().into_iter().filter_map(scan::sight).collect();
             for entry in self.roster.see_all(seen, now) {
@@ -321,6 +336,14 @@ impl Watcher {
             Err(error) => return self.later(pid, &error.to_string()),
         };
         process.locate(&mut self.pods);
+        self.unlisted.remove(&pid);
+        if process.whereabouts.unlisted {
+            self.pods.ask(false);
+            if let Some(state) = self.until_listed(pid) {
+                return state;
+            }
+            self.unlisted.insert(pid);
+        }
         let file = process.inode();
         let exe = process.exe.to_string_lossy().into_owned();
         if let Some(entry) = self.roster.entry_mut(pid) {
@@ -363,6 +386,39 @@ impl Watcher {
         }
     }
 
+    /// A process whose pod will be in the list in a moment waits for that, but not for long.
+    fn until_listed(&self, pid: Pid) -> Option<State> {
+        const TRIES: u32 = 4;
+        let Some(State::New { tries, .. }) = self.roster.entry(pid).map(|entry| &entry.state)
+        else {
+            return None;
+        };
+        let waits = *tries < TRIES && self.pods.is_hopeful();
+        waits.then(|| State::New {
+            at_ns: monotonic_ns().saturating_add(FIRST_PAUSE_NS << tries),
+            tries: tries + 1,
+            reason: "its pod is not known yet".to_owned(),
+        })
+    }
+
+    /// Decides again about those whose pods were not in the list and are now.
+    fn place_again(&mut self, now: u64) {
+        let pods = &mut self.pods;
+        let (unlisted, again): (BTreeSet<_>, BTreeSet<_>) = (std::mem::take(&mut self.unlisted)
+            .into_iter())
+        .partition(|pid| Whereabouts::of(*pid, pods).unlisted);
+        self.unlisted = unlisted;
+        for pid in &again {
+            if let Some(traced) = self.traced.remove(pid) {
+                // Taken in anew, by its right name.
+                self.fleet.let_go(traced.id);
+                self.labels.give_back(&traced.label);
+            }
+        }
+        self.roster
+            .forget(now, |entry| again.contains(&entry.sighting.pid));
+    }
+
     fn began(&mut self, id: TargetId, manner: Manner, reason: String) {
         let Ok(session) = self.fleet.session(id) else {
             return;
@@ -393,6 +449,7 @@ impl Watcher {
     fn gone(&mut self, entry: &Entry) {
         self.changed = true;
         let pid = entry.sighting.pid;
+        self.unlisted.remove(&pid);
         if let Some(traced) = self.traced.remove(&pid) {
             if scan::sight(pid).is_some() {
                 // Another program in the same process, which may get probes in a moment.
@@ -495,8 +552,10 @@ impl Watcher {
 
     /// From now on this is wanted. Who is not wanted any more is let go; who is, is taken in.
     pub fn change(&mut self, settings: Settings) {
-        if settings.pod_logs != self.settings.pod_logs {
-            self.pods = Pods::at(&settings.pod_logs);
+        if settings.pod_logs != self.settings.pod_logs
+            || settings.pod_list != self.settings.pod_list
+        {
+            self.pods = Pods::at(&settings.pod_logs).asking(&settings.pod_list);
         }
         if settings.budget != self.settings.budget {
             self.fleet.change_budget(settings.budget);

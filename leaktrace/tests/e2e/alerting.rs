@@ -9,7 +9,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
@@ -23,6 +23,7 @@ use serde_json::Value;
 use crate::daemon::address;
 use crate::http::Connection;
 use crate::monitoring::{dashboards, read};
+use crate::pods::Pod;
 use crate::tool::Tool;
 use crate::{needs, tool};
 
@@ -49,7 +50,10 @@ fn a_leak_alarms_and_its_mending_resolves_the_alert() {
         return;
     };
     let folder = tempfile::tempdir().expect("temporary folders can be made");
-    let pod = Pod::make(folder.path());
+    let pod = Pod::make(folder.path(), "market_shop-0", "server");
+    if pod.is_none() {
+        println!("no cgroup can be made here: the variable `namespace` is not tried");
+    }
     let shop = start(&leaking, folder.path(), pod.as_ref());
     let daemon = Tool::spawn(
         tool::leaktrace()
@@ -97,57 +101,8 @@ fn start(executable: &Path, folder: &Path, pod: Option<&Pod>) -> Program {
     fs::copy(executable, &new).expect("a fixture can be copied");
     fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("it is ours");
     fs::rename(&new, &path).expect("it is ours");
-    let mut command = Command::new(&path);
-    if let Some(pod) = pod {
-        // In its cgroup before it runs.
-        command = Command::new("sh");
-        let enter = "echo $$ > \"$1/cgroup.procs\"; exec \"$2\"";
-        command
-            .args(["-ec", enter, "sh"])
-            .arg(&pod.container)
-            .arg(path);
-    }
-    Program::spawn(&mut command).expect("fixtures start")
-}
-
-/// What the kernel and the kubelet's folders show of a pod `market/shop-0` with the container `server`: no Kubernetes is
-/// needed for it. Dropping it removes the cgroups, which are empty then.
-struct Pod {
-    container: PathBuf,
-    depth: usize,
-}
-
-impl Pod {
-    fn make(logs: &Path) -> Option<Self> {
-        const UID: &str = "0b94c6ba-6ca0-4f3c-9d1c-2d0d5a0ffe01";
-        let hierarchies = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
-        let root = (hierarchies.iter()).find(|place| place.join("cgroup.procs").is_file());
-        let id = format!("{:064x}", std::process::id());
-        let path = format!(
-            "leaktrace-test-{}/kubepods/pod{UID}/{id}",
-            std::process::id()
-        );
-        let made = root.map(|root| root.join(&path));
-        let made = made.filter(|container| fs::create_dir_all(container).is_ok());
-        if made.is_none() {
-            println!("no cgroup can be made here: the variable `namespace` is not tried");
-        }
-        let folder = logs.join(format!("pods/market_shop-0_{UID}/server"));
-        fs::create_dir_all(folder).expect("temporary folders can be made");
-        Some(Self {
-            container: made?,
-            depth: path.split('/').count(),
-        })
-    }
-}
-
-impl Drop for Pod {
-    fn drop(&mut self) {
-        for cgroup in self.container.ancestors().take(self.depth) {
-            // One that still holds a process stays, and is named after this one's pid.
-            let _ = fs::remove_dir(cgroup);
-        }
-    }
+    let command = pod.map_or_else(|| Command::new(&path), |pod| pod.command(&path));
+    Program::spawn(&mut { command }).expect("fixtures start")
 }
 
 /// Asks what every panel of every dashboard asks, and what fills the variables.

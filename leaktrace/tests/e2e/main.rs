@@ -21,6 +21,7 @@ mod matrix;
 mod monitoring;
 mod needs;
 mod noise;
+mod pods;
 mod privileges;
 mod progress;
 mod prometheus;

@@ -209,11 +209,13 @@ fn noise_stays_within_the_budget() {
         }
     }
     println!("lost of a core, at most: {worst:?}");
+    let mut report_of = |pid: u32| {
+        let answer: Value = serde_json::from_str(&ask(&format!("/api/v1/targets/{pid}")))
+            .expect("the answer is JSON");
+        answer["report"].clone()
+    };
     for (name, program, quiet) in &programs {
-        let found: Value =
-            serde_json::from_str(&ask(&format!("/api/v1/targets/{}", program.pid())))
-                .expect("the answer is JSON");
-        let found = &found["report"];
+        let found = &report_of(program.pid());
         let events = &found["events"];
         assert_eq!(found["goroutines"]["drift"], 0, "{name}: {events}");
         let alive = |fixture, mark| {
@@ -225,10 +227,16 @@ fn noise_stays_within_the_budget() {
             assert_eq!(alive("sleepers", "healthy"), sleepers, "{name}");
         } else if name.starts_with("deadlines") {
             assert_eq!(alive("deadlines", "healthy: serve"), connections, "{name}");
-            assert_eq!(
-                found["timers"]["by_kind"]["afterfunc"], connections,
-                "{name}"
-            );
+            // A timer that is sifted in its heap by a thread which the kernel put aside just then is in no place of it: it is
+            // counted again with the next census, and none is ever counted twice.
+            let begin = Instant::now();
+            let mut sessions = report::number(&found["timers"]["by_kind"]["afterfunc"]);
+            while sessions < connections && begin.elapsed() < Duration::from_secs(5) {
+                std::thread::sleep(Duration::from_millis(200));
+                let found = report_of(program.pid());
+                sessions = report::number(&found["timers"]["by_kind"]["afterfunc"]);
+            }
+            assert_eq!(sessions, connections, "{name}");
         }
         let verdicts = report::sites(found).filter(|site| site["verdict"] != "ok");
         assert_eq!(verdicts.count(), 0, "{name}: {}", found["sites"]);

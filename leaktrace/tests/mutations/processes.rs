@@ -275,34 +275,80 @@ fn a_p_listed_twice_has_its_timers_once() {
     assert_eq!(timers.map(|timers| timers.len()), Some(1));
 }
 
-/// Two timers that change places in their heap, just when the first place was read.
-#[test]
-fn a_timer_that_moves_in_its_heap_is_not_missed() {
+/// Which of some timers a census finds, all of one P, whose heap is another each time that it is read, until it is the last.
+fn timers_of(heaps: &[&[u64]], timers: &[u64]) -> Vec<u64> {
     let offsets = &releases()[1];
     let p = ARRAY * 2;
     let owner = p + u64::from(offsets.p_timers.expect("a known place"));
     let heap = owner + u64::from(offsets.timers_heap.expect("a new timer"));
-    let (entries, one, other) = (ARRAY * 3, ARRAY * 4, ARRAY * 5);
+    let entries = ARRAY * 3;
     let names_owner = u64::from(offsets.timer_ts.expect("a new timer"));
     let lists = [(ALLP, ARRAY), (ALLP + 8, 1)];
-    let readings = Cell::new(0);
+    // Its length is read once more at first, to see whether there are too many.
+    let lengths_read = Cell::new(0_usize);
+    let reading = || lengths_read.get().clamp(2, heaps.len() + 1) - 2;
     let (census, _) = take(offsets, &lists, |at| {
+        let now = heaps[reading()];
         Some(match at {
             ARRAY => p,
             _ if at == heap => entries,
-            _ if at == heap + 8 => 2,
-            _ if at == entries => {
-                readings.set(readings.get() + 1);
-                if readings.get() == 1 { one } else { other }
+            _ if at == heap + 8 => {
+                lengths_read.set(lengths_read.get() + 1);
+                heaps[reading()].len() as u64
             }
-            _ if at == entries + 16 => one,
-            _ if at == one + names_owner || at == other + names_owner => owner,
+            _ if (entries..entries + (now.len() as u64) * 16).contains(&at) && at % 16 == 0 => {
+                now[usize::try_from((at - entries) / 16).expect("a few")]
+            }
+            _ if timers.contains(&at.wrapping_sub(names_owner)) => owner,
             _ => 0,
         })
     });
-    let timers = census.expect("it is all mapped").timers.expect("heaps");
-    let found: Vec<_> = timers.iter().map(|timer| timer.timer.0).collect();
-    assert_eq!(found, [one, other]);
+    let found = census.expect("it is all mapped").timers.expect("heaps");
+    found.iter().map(|timer| timer.timer.0).collect()
+}
+
+#[test]
+fn a_timer_that_moves_in_its_heap_is_not_missed() {
+    let [one, two, three] = [ARRAY * 4, ARRAY * 5, ARRAY * 6];
+    let all = [one, two, three];
+    // The second was sifted to the first place when that was read already.
+    assert_eq!(
+        timers_of(&[&[one, one, three], &[two, one, three]], &all),
+        all
+    );
+    // The third was pushed behind the end by a timer that was added before it.
+    assert_eq!(timers_of(&[&[one, two], &[one, two, three]], &all), all);
+    // It does not come to rest before the last reading.
+    let restless: &[&[u64]] = &[&[one], &[one, one], &[one, two], &[two, one, three]];
+    assert_eq!(timers_of(restless, &all), all);
+    // It stays as it is, or ends.
+    assert_eq!(timers_of(&[&all], &all), all);
+    assert_eq!(timers_of(&[&all, &[]], &all), all);
+}
+
+/// A heap that is full of others each time that it is read.
+#[test]
+fn a_heap_that_never_rests_is_given_up() {
+    let offsets = &releases()[1];
+    let heap = u64::from(offsets.timers_heap.expect("a new timer"));
+    let heap = ARRAY * 2 + u64::from(offsets.p_timers.expect("a known place")) + heap;
+    let readings = Cell::new(0);
+    let lists = [(ALLP, ARRAY), (ALLP + 8, 1)];
+    let (census, calls) = take(offsets, &lists, |at| match at {
+        ARRAY => Some(ARRAY * 2),
+        _ if at == heap => {
+            readings.set(readings.get() + 1);
+            Some(ARRAY * 3)
+        }
+        _ if at == heap + 8 => Some(1 << 17),
+        _ if at < ARRAY * 3 => Some(0),
+        _ if at < ARRAY * 4 => Some((at << 8) + (readings.get() << 40)),
+        _ => None,
+    });
+    let census = census.expect("there is nothing but an odd heap");
+    assert_eq!(census.timers.map(|timers| timers.len()), Some(0));
+    assert!(readings.get() <= 4, "read {} times", readings.get());
+    assert!(calls < 200_000, "{calls} calls");
 }
 
 #[test]

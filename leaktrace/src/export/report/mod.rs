@@ -65,8 +65,10 @@ pub struct Target {
     pub pod: String,
     /// The pod's namespace.
     pub namespace: String,
-    /// What made the pod, such as a Deployment, as the pod's name tells.
+    /// What made the pod, such as a Deployment.
     pub owner: String,
+    /// The pod's labels, `key=value`, where somebody tells them.
+    pub pod_labels: Vec<String>,
     /// Its systemd unit.
     pub unit: String,
     /// Memory that it holds; 0 when not known, as in a core file.
@@ -114,6 +116,7 @@ impl Target {
             pod: place.pod,
             namespace: place.namespace,
             owner: place.owner,
+            pod_labels: place.labels,
             unit: place.unit,
             ..self
         }
