@@ -28,12 +28,14 @@ use aya::{
     sys::SyscallError,
 };
 use leaktrace_common::{binary::Cookie, event::Kind, process::Enrolment};
+use nix::libc;
 
 use crate::target::Inode;
 
 use super::{
     AttachRequest, ProbeError, Probes, Processes,
-    load::{is_permission, with_causes},
+    load::{is_permission, program_name, with_causes},
+    multi,
     plan::Point,
     slots::map_error,
 };
@@ -49,30 +51,46 @@ pub enum Scope {
 }
 
 impl LinkSet {
+    /// How many probes it is.
+    fn probes(&self) -> usize {
+        self.links.iter().map(Link::probes).sum()
+    }
+
     /// Takes the probes off, the hottest first, without waiting for it.
     ///
     /// The kernel takes a breakpoint out at once, and then waits about 100 ms until no processor can still be in the
-    /// program; closing all in a row would leave the last in the target for the better part of a second.
+    /// program; closing all in a row would leave the last in the target for the better part of a second. Links of many
+    /// probes are closed all at the same time; perf events would then keep the target waiting (see [`multi`]).
     fn take_off(mut self, hottest: &[Kind]) -> Option<JoinHandle<()>> {
-        let heat = |point: &Point| {
-            let place = hottest.iter().position(|kind| *kind == point.kind);
+        let heat = |link: &Link| {
+            let place = hottest.iter().position(|kind| *kind == link.kind());
             place.unwrap_or(hottest.len())
         };
-        let mut links: Vec<_> = self
-            .points
-            .iter()
-            .map(heat)
-            .zip(self.links.drain(..))
-            .collect();
-        links.sort_by_key(|(heat, _)| *heat);
+        let mut links: Vec<_> = self.links.drain(..).collect();
+        links.sort_by_key(heat);
         let closing = thread::Builder::new().name("take probes off".to_owned());
         // A thread that cannot be started drops what it was given, here and now.
-        let closing = closing.spawn(move || links.into_iter().for_each(drop));
+        let closing = closing.spawn(move || close(links));
         if let Err(error) = &closing {
             tracing::debug!(%error, "probes are taken off without a thread");
         }
         closing.ok()
     }
+}
+
+fn close(links: Vec<Link>) {
+    thread::scope(|scope| {
+        for link in links {
+            match link {
+                Link::One(_, link) => drop(link),
+                Link::Many(link) => {
+                    let closing = thread::Builder::new().name("take probes off".to_owned());
+                    // As above.
+                    let _ = closing.spawn_scoped(scope, move || drop(link));
+                }
+            }
+        }
+    });
 }
 
 /// The traced processes of one file.
@@ -96,7 +114,31 @@ struct Member {
 struct LinkSet {
     number: u32,
     points: Rc<[Point]>,
-    links: Vec<UProbeLink>,
+    links: Vec<Link>,
+}
+
+/// What holds probes.
+enum Link {
+    /// All of one kind.
+    Many(multi::Link),
+    /// One.
+    One(Kind, UProbeLink),
+}
+
+impl Link {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Many(link) => link.kind,
+            Self::One(kind, _) => *kind,
+        }
+    }
+
+    fn probes(&self) -> usize {
+        match self {
+            Self::Many(link) => link.probes,
+            Self::One(..) => 1,
+        }
+    }
 }
 
 impl Family {
@@ -104,9 +146,9 @@ impl Family {
     pub(super) fn probes_of(&self, slot: u16) -> (usize, Scope) {
         let member = self.members.iter().find(|member| member.slot == slot);
         match (member, &self.shared) {
-            (Some(Member { own: Some(own), .. }), _) => (own.links.len(), Scope::Process),
+            (Some(Member { own: Some(own), .. }), _) => (own.probes(), Scope::Process),
             (Some(member), Some(shared)) if !member.points.is_empty() => {
-                (shared.links.len(), Scope::File)
+                (shared.probes(), Scope::File)
             }
             _ => (0, Scope::Process),
         }
@@ -325,9 +367,77 @@ impl Probes {
         let number = self.last_set;
         // The kernel opens the path again; through our descriptor it cannot be another file.
         let path = format!("/proc/self/fd/{}", executable.as_raw_fd());
+        let links = match self.put_on_many(&path, pid, number, points)? {
+            Some(links) => links,
+            None => self.put_on_each(&path, pid, number, points)?,
+        };
+        Ok(LinkSet {
+            number,
+            points: Rc::clone(points),
+            links,
+        })
+    }
+
+    /// A link for each kind; `None` where this kernel has no such links.
+    fn put_on_many(
+        &mut self,
+        path: &str,
+        pid: Option<NonZeroU32>,
+        number: u32,
+        points: &[Point],
+    ) -> Result<Option<Vec<Link>>, ProbeError> {
+        let Some(programs) = &mut self.multi else {
+            return Ok(None);
+        };
+        let mut links = Vec::new();
+        for points in points.chunk_by(|one, next| one.kind == next.kind) {
+            let Some(first) = points.first() else {
+                continue;
+            };
+            let cookie = |point: &Point| Cookie {
+                set: number,
+                register: point.register,
+            };
+            let places: Vec<_> = (points.iter())
+                .map(|point| (point.offset.0, cookie(point).to_bits()))
+                .collect();
+            let name = program_name(first.kind);
+            match programs.attach(name, first.kind, path, pid, &places) {
+                Ok(link) => links.push(Link::Many(link)),
+                Err(error) => match (error.raw_os_error(), pid) {
+                    (Some(libc::ESRCH), Some(pid)) => {
+                        return Err(ProbeError::TargetGone(pid.get()));
+                    }
+                    (Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM), _) => {
+                        return Err(ProbeError::Refused {
+                            kind: first.kind,
+                            offset: first.offset,
+                            error: error.to_string(),
+                        });
+                    }
+                    // Perf events may still be had; if not, they say why.
+                    _ => {
+                        tracing::debug!("probes are perf events: {error}");
+                        self.multi = None;
+                        return Ok(None);
+                    }
+                },
+            }
+        }
+        Ok(Some(links))
+    }
+
+    /// A perf event for each.
+    fn put_on_each(
+        &mut self,
+        path: &str,
+        pid: Option<NonZeroU32>,
+        number: u32,
+        points: &[Point],
+    ) -> Result<Vec<Link>, ProbeError> {
         let scope = pid.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess);
         let mut links = Vec::with_capacity(points.len());
-        for point in points.iter() {
+        for point in points {
             let cookie = Cookie {
                 set: number,
                 register: point.register,
@@ -338,16 +448,12 @@ impl Probes {
             };
             let program = self.program(point.kind)?;
             let link = program
-                .attach(place, &path, scope)
+                .attach(place, path, scope)
                 .and_then(|id| program.take_link(id))
                 .map_err(|error| attach_error(pid, point, &error))?;
-            links.push(link);
+            links.push(Link::One(point.kind, link));
         }
-        Ok(LinkSet {
-            number,
-            points: Rc::clone(points),
-            links,
-        })
+        Ok(links)
     }
 
     /// From now on the probes of this set count for the process, and no others.

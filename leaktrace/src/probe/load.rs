@@ -12,7 +12,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use leaktrace_common::{event::Kind, limits};
 
-use super::{ProbeError, Probes};
+use super::{ProbeError, Probes, multi};
 use crate::event::{Lives, Ring};
 
 /// The object for this machine, which build.rs chose and checked.
@@ -30,6 +30,8 @@ pub struct LoadOptions {
     /// Whether attach cookies are used; without them each process has probes of its own, and all probes of
     /// one kind must find their object in the same register.
     pub cookies: bool,
+    /// Whether links are used that hold many probes (Linux 6.10), if there are cookies; else each probe is a perf event.
+    pub links: bool,
 }
 
 impl Default for LoadOptions {
@@ -39,6 +41,7 @@ impl Default for LoadOptions {
             stacks: limits::STACKS,
             waits: limits::WAITS,
             cookies: has_cookies(),
+            links: multi::is_usable(),
         }
     }
 }
@@ -80,6 +83,13 @@ impl Probes {
                 None
             }
         };
+        let multi = (options.links && options.cookies)
+            .then(|| multi::Programs::new(OBJECT, &ebpf))
+            .transpose()
+            .unwrap_or_else(|reason| {
+                tracing::debug!("probes are perf events: {reason}");
+                None
+            });
         let ring = Ring::new(take(&mut ebpf, "EVENTS")?);
         let probes = Self {
             binaries: take(&mut ebpf, "BINARIES")?,
@@ -92,6 +102,7 @@ impl Probes {
             allowance: take(&mut ebpf, "ALLOWANCE")?,
             processes: Rc::new(RefCell::new(take(&mut ebpf, "PROCESSES")?)),
             cookies: options.cookies,
+            multi,
             families: HashMap::new(),
             ebpf,
             slots: Vec::new(),
@@ -158,7 +169,7 @@ fn own_pid_namespace() -> (u64, u64) {
     }
 }
 
-fn program_name(kind: Kind) -> &'static str {
+pub(super) fn program_name(kind: Kind) -> &'static str {
     match kind {
         Kind::Born => "goroutine_born",
         Kind::Ended => "goroutine_ended",
@@ -268,6 +279,14 @@ mod tests {
     fn every_program_passes_the_verifier_without_cookies() {
         load_all(&LoadOptions {
             cookies: false,
+            ..LoadOptions::default()
+        });
+    }
+
+    #[test]
+    fn every_program_passes_the_verifier_for_perf_events() {
+        load_all(&LoadOptions {
+            links: false,
             ..LoadOptions::default()
         });
     }

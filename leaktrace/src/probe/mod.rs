@@ -8,6 +8,7 @@ mod attach;
 mod calibrate;
 mod family;
 mod load;
+mod multi;
 mod plan;
 mod slots;
 mod trial;
@@ -61,6 +62,8 @@ pub struct Probes {
     strangers: PerCpuArray<MapData, u64>,
     allowance: PerCpuArray<MapData, u64>,
     processes: Processes,
+    /// For kernels whose links hold many probes; else each is a perf event.
+    multi: Option<multi::Programs>,
     /// Whether the programs are told by a cookie which set they belong to; without, no set is shared.
     cookies: bool,
     families: std::collections::HashMap<Inode, Weak<RefCell<Family>>>,

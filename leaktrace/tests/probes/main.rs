@@ -137,6 +137,7 @@ fn what_does_not_fit_is_counted() {
         let mut program = Program::start(binary);
         let small = LoadOptions {
             cookies: leaktrace::probe::has_cookies(),
+            links: false,
             ring_bytes: 4096,
             stacks: 1,
             waits: 0,
