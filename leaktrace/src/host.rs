@@ -307,7 +307,7 @@ fn capabilities(facts: &Facts) -> Finding {
         return failed(
             name,
             found,
-            "give leaktrace CAP_SYS_ADMIN: kernels since July 2025 let nobody else put on uprobes (CVE-2025-38466)",
+            "give leaktrace CAP_SYS_ADMIN: kernels from July 2025 that are older than 6.10 let nobody else put on uprobes (CVE-2025-38466)",
         );
     }
     if !has(bits, CAP_SYS_PTRACE) {

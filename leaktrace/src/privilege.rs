@@ -21,7 +21,7 @@ pub const NEEDED: [(Capability, &str); 5] = [
     ),
     (
         Capability::CAP_SYS_ADMIN,
-        "to put on uprobes, which kernels since July 2025 ask it for (CVE-2025-38466)",
+        "to put on uprobes, which kernels from July 2025 that are older than 6.10 ask it for (CVE-2025-38466)",
     ),
 ];
 

@@ -155,7 +155,7 @@ fn counters<const N: usize>(table: &PerCpuArray<MapData, u64>, slot: Slot) -> [u
 pub enum ProbeError {
     /// The kernel wants more capabilities.
     #[error(
-        "no permission to {doing}: run as root, or with the capabilities CAP_BPF, CAP_PERFMON and, on kernels since July 2025, CAP_SYS_ADMIN; `leaktrace snapshot` works without"
+        "no permission to {doing}: run as root, or with the capabilities CAP_BPF, CAP_PERFMON and, on kernels from July 2025 that are older than 6.10, CAP_SYS_ADMIN; `leaktrace snapshot` works without"
     )]
     NotPermitted {
         /// What was tried.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::time::Duration;
-use std::{fs, thread};
+use std::{fs, io, thread};
 
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
@@ -95,6 +95,10 @@ pub struct Asker {
 }
 
 /// What the thread cannot read itself, for it may nothing.
+#[cfg_attr(
+    not(feature = "tls"),
+    expect(dead_code, reason = "secrets are only shown where TLS is spoken")
+)]
 struct Question {
     source: PodSource,
     token: Option<String>,
@@ -165,9 +169,11 @@ impl Asker {
     fn question(&self) -> Result<Question, String> {
         let read = |path: &PathBuf| {
             let found = fs::metadata(path).and_then(|found| {
-                let fits = found.is_file() && found.len() <= MOST_FILE_BYTES;
-                fits.then(|| fs::read(path))
-                    .unwrap_or_else(|| Err(std::io::Error::other("it is too large, or no file")))
+                if found.is_file() && found.len() <= MOST_FILE_BYTES {
+                    fs::read(path)
+                } else {
+                    Err(io::Error::other("it is too large, or no file"))
+                }
             });
             found.map_err(|error| format!("{}: {error}", path.display()))
         };

@@ -132,7 +132,7 @@ impl Node {
                 "--etcd-servers=http://127.0.0.1:2379",
                 "--service-cluster-ip-range=10.96.0.0/24",
                 "--service-account-issuer=https://kubernetes.default.svc",
-                "--authorization-mode=AlwaysAllow",
+                "--authorization-mode=RBAC",
                 "--kubelet-preferred-address-types=InternalIP",
                 // What it is by itself: a privileged container would be refused.
                 "--allow-privileged=false",
@@ -148,6 +148,7 @@ impl Node {
             ("--kubeconfig", kubeconfig.as_os_str()),
             ("--cert-dir", certificates.as_os_str()),
         ];
+        let server = certificates.join("apiserver.crt");
         let manager = self.programs.kubernetes.join("kube-controller-manager");
         self.spawn(
             "kube-controller-manager",
@@ -156,6 +157,8 @@ impl Node {
                 common[0],
                 common[1],
                 ("--service-account-private-key-file", key.as_os_str()),
+                // It has signed its own certificate.
+                ("--root-ca-file", server.as_os_str()),
             ],
             &["--leader-elect=false"],
         )?;

@@ -32,7 +32,7 @@ pub struct Pod {
     pub address: String,
     /// How often the kubelet has started its container again.
     pub restarts: u64,
-    /// The Deployment that its ReplicaSet is of, or the DaemonSet.
+    /// The Deployment that its ReplicaSet is of, or the DaemonSet; itself when nothing made it.
     pub owner: String,
 }
 
@@ -65,7 +65,8 @@ fn read(node: &Node, pod: &Value, tasks: &str) -> Result<Pod> {
             let set = node.json(&["get", "replicaset", &name, "--namespace", &namespace])?;
             text(&set["metadata"]["ownerReferences"][0]["name"])
         }
-        _ => text(&made_by["name"]),
+        Some(_) => text(&made_by["name"]),
+        None => text(&pod["metadata"]["name"]),
     };
     Ok(Pod {
         name: text(&pod["metadata"]["name"]),

@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_fixtures::repository;
 
+use super::configuration::NODE_ADDRESS;
 use super::node::Node;
 use crate::manifests;
 
@@ -75,15 +76,17 @@ impl Shipped {
         Ok(())
     }
 
-    /// `helm install leaktrace deploy/helm/leaktrace --namespace leaktrace`
+    /// `helm install leaktrace deploy/helm/leaktrace --namespace leaktrace`, with the API server asked for labels and owners.
+    /// On this node nobody routes to kubernetes.default.svc.
     pub fn install_chart(&self, node: &Node) -> Result<()> {
-        let values = match self.only_pods {
-            false => serde_json::json!({}),
-            true => {
-                let config = format!("listen = \"0.0.0.0:9779\"\n{LAST_LINE}\n");
-                serde_json::json!({"config": narrowed(&config)?})
-            }
-        };
+        let url = format!(
+            "https://{NODE_ADDRESS}:6443/api/v1/pods?fieldSelector=spec.nodeName%3D$(NODE_NAME)"
+        );
+        let mut values = serde_json::json!({"podList": {"enabled": true, "url": url}});
+        if self.only_pods {
+            let config = format!("listen = \"0.0.0.0:9779\"\n{LAST_LINE}\n");
+            values["config"] = narrowed(&config)?.into();
+        }
         helm(node, "install", &values.to_string())
     }
 

@@ -50,6 +50,25 @@ const WEB: Deployment = Deployment {
     replicas: 2,
 };
 
+/// A pod that nothing made, though its name is as if a Deployment had.
+const LONELY: &str = "lonely-7d4b9c6f5d-x2x7k";
+const LONELY_LABEL: &str = "tier=odd";
+
+fn lonely() -> String {
+    let label = LONELY_LABEL.replace('=', ": ");
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {LONELY}, namespace: shop, labels: {{{label}}}}}
+spec:
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 1
+  containers:
+    - {{name: server, image: '{HEALTHY}', imagePullPolicy: Never, args: [-rate, \"5\"]}}
+"
+    )
+}
+
 impl Deployment {
     fn manifest(&self) -> String {
         let Self {
@@ -218,17 +237,32 @@ pub fn run(node: &Node, steps: &Steps, only_pods: bool) -> Result<()> {
     })?;
     steps.say("deploy/kubernetes was deleted, and so was the daemon");
 
+    node.apply("lonely.yaml", &lonely())?;
     node.kubectl(&["create", "namespace", NAMESPACE])?;
     shipped.install_chart(node)?;
     rolled_out(node, NAMESPACE, "daemonset/leaktrace")?;
     let (daemon, asked) = self::daemon(node)?;
     confined(&daemon)?;
     all_traced(&api, &asked, FIRST)?;
+    let mut lonely = Vec::new();
+    node.eventually("the lonely pod runs", || {
+        lonely = running(node, "shop")?;
+        lonely.retain(|pod| pod.name == LONELY);
+        Ok(!lonely.is_empty())
+    })?;
+    all_traced(&lonely, &asked, FIRST)?;
+    let row = asked.waits_for(lonely[0].pid, SOON)?;
+    ensure!(
+        row["pod_labels"] == serde_json::json!([LONELY_LABEL]),
+        "its label is not {LONELY_LABEL}: {row}"
+    );
+    node.keep_logs(NAMESPACE, "daemonset/leaktrace");
     shipped.uninstall_chart(node)?;
     no_pods(node)?;
-    steps.say(
-        "deploy/helm/leaktrace was installed by Helm: Ready, as confined, and traces order-api; and uninstalled",
-    );
+    steps.say(&format!(
+        "deploy/helm/leaktrace was installed by Helm, with podList: Ready, as confined, traces order-api, and {LONELY} as its own \
+         owner, with {LONELY_LABEL}; and uninstalled"
+    ));
     Ok(())
 }
 
