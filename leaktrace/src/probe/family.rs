@@ -417,8 +417,7 @@ impl Probes {
                     }
                     // Perf events may still be had; if not, they say why.
                     _ => {
-                        tracing::debug!("probes are perf events: {error}");
-                        self.multi = None;
+                        tracing::debug!("these probes are perf events: {error}");
                         return Ok(None);
                     }
                 },

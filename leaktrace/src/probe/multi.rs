@@ -27,7 +27,7 @@ use leaktrace_common::event::Kind;
 use nix::libc;
 
 /// The first kernel whose links keep to one process: earlier ones only to one of its threads
-/// (v6.10: "bpf: Fix user stack collection" series, kernel/trace/bpf_trace.c: uprobe_prog_run).
+/// (v6.10, 46ba0e49b642 "bpf: fix multi-uprobe PID filtering logic", kernel/trace/bpf_trace.c: uprobe_prog_run).
 const FIRST: (u32, u32) = (6, 10);
 
 /// A part of an object that is ready to be given to the kernel, by the name of its program.

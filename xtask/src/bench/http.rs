@@ -1,12 +1,15 @@
 //! What a server's clients notice: requests a second and the 99th percentile under wrk, traced and untraced in turn.
 //!
 //! Once with all the load that the machine takes, for the throughput; and once with a few connections, where the
-//! percentile is the server's answer and not the queue before it.
+//! percentile is the server's answer and not the queue before it. What differs between two untraced stretches tells how much
+//! of a difference is the machine's.
 
 use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use leaktrace_fixtures::build::{self, Variant};
@@ -18,6 +21,9 @@ use crate::{go, tools};
 
 /// Connections of wrk: so many that the machine is full, and few.
 const CONNECTIONS: [u32; 2] = [64, 2];
+
+/// How long the daemon has been there: its start is no part of what is measured here (the section on slow-down has it).
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Measures both.
 pub fn run(setup: &Setup) -> Result<Section> {
@@ -31,9 +37,10 @@ pub fn run(setup: &Setup) -> Result<Section> {
     let mut text = format!(
         "A server of net/http with timeouts, a goroutine for each connection and two for each request, Go {}, asked by wrk for\n\
          {} s with and without `leaktrace daemon` at its default settings, in turn; medians of {} pairs. With {} connections the\n\
-         processors are full, with {} they are not.\n\n\
-         | connections | requests/s untraced | traced | throughput | 99th percentile untraced | traced | 99th percentile |\n\
-         |--:|--:|--:|--:|--:|--:|--:|\n",
+         processors are full, with {} they are not. The last column is how far an untraced stretch is from the untraced one before\n\
+         it, in the middle: the machine's own unrest.\n\n\
+         | connections | requests/s untraced | traced | throughput | 99th percentile untraced | traced | 99th percentile | unrest |\n\
+         |--:|--:|--:|--:|--:|--:|--:|--:|\n",
         setup.go, setup.seconds, setup.pairs, CONNECTIONS[0], CONNECTIONS[1]
     );
     for connections in CONNECTIONS {
@@ -47,10 +54,18 @@ pub fn run(setup: &Setup) -> Result<Section> {
             daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid"]);
             daemon.arg(server.pid().to_string());
             let daemon = Tracer::start(&mut daemon, "leaktrace daemon", None)?;
+            thread::sleep(SETTLED);
+            wrk.ask(&address, connections, 1)?;
             traced.push(wrk.ask(&address, connections, setup.seconds)?);
             drop(daemon);
             // The kernel takes a moment to take probes off.
+            thread::sleep(Duration::from_secs(1));
             wrk.ask(&address, connections, 1)?;
+            for (what, answers) in [("untraced", &untraced), ("traced", &traced)] {
+                if let Some(last) = answers.last() {
+                    eprintln!("{what}: {:.0}/s, {:.2} ms", last.per_second, last.p99_ms);
+                }
+            }
         }
         let of = |answers: &[Answers], what: fn(&Answers) -> f64| {
             median(&answers.iter().map(what).collect::<Vec<_>>())
@@ -65,15 +80,25 @@ pub fn run(setup: &Setup) -> Result<Section> {
         };
         let rate = |answers: &Answers| answers.per_second;
         let slow = |answers: &Answers| answers.p99_ms;
+        let unrest = |what: fn(&Answers) -> f64| {
+            let pairs = untraced.windows(2);
+            let apart = pairs.filter_map(|pair| match pair {
+                [one, next] => Some((what(next) / what(one) - 1.0).abs() * 100.0),
+                _ => None,
+            });
+            median(&apart.collect::<Vec<_>>())
+        };
         let _ = writeln!(
             text,
-            "| {connections} | {:.0} | {:.0} | **{:.3} ×** | {:.2} ms | {:.2} ms | **{:.3} ×** |",
+            "| {connections} | {:.0} | {:.0} | **{:.3} ×** | {:.2} ms | {:.2} ms | **{:.3} ×** | {:.1} %, {:.1} % |",
             of(&untraced, rate),
             of(&traced, rate),
             ratio(rate),
             of(&untraced, slow),
             of(&traced, slow),
             ratio(slow),
+            unrest(rate),
+            unrest(slow),
         );
     }
     Ok(Section {

@@ -1,5 +1,6 @@
 //! What goes wrong.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -104,8 +105,9 @@ impl World {
         }
     }
 
-    /// Ages and rates may not jump with it: they are of the clock that nobody can set.
+    /// Ages and rates may not jump with it, nor a verdict come or go: they are of the clock that nobody can set.
     fn clock_stepped(&mut self) -> Result<String> {
+        let leaks = self.leaks()?;
         let oldest = |world: &Self| -> Result<f64> {
             let mut oldest = 0.0_f64;
             for program in &world.programs {
@@ -127,6 +129,12 @@ impl World {
         let (counted, during) = (counted?, during?);
         self.settle()?;
         let after = oldest(self)?;
+        let alive: BTreeSet<_> = self.programs.iter().map(|program| program.pid()).collect();
+        let lost: Vec<_> = (leaks.difference(&self.leaks()?).cloned())
+            .filter(|(pid, _)| alive.contains(pid))
+            .collect();
+        ensure!(lost.is_empty(), "no leaks any more: {lost:?}");
+        self.healthy_ones_are_in_peace()?;
         let passed = begin.elapsed().as_secs_f64();
         for age in [during, after] {
             ensure!(
@@ -135,7 +143,8 @@ impl World {
             );
         }
         Ok(format!(
-            "the time of day an hour ahead and back, {counted} goroutines counted meanwhile"
+            "the time of day an hour ahead and back, {counted} goroutines counted meanwhile, {} leaks stayed what they are",
+            leaks.len()
         ))
     }
 

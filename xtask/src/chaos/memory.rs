@@ -30,29 +30,35 @@ impl World {
             status.context("starting prlimit")?.success(),
             "there is no limit of memory"
         );
-        let _news = news()?;
-        self.outcome("no more memory")
+        self.starve()?;
+        Ok("no more memory: the daemon ended, and is started again".to_owned())
     }
 
     /// As in a container that is full: what it has may stay, and a little more.
     pub(super) fn out_of_memory(&mut self) -> Result<String> {
         let group = Group::new(1 << 20)?;
         group.enter(self.daemon.pid())?;
-        let _news = news()?;
-        self.outcome("its control group is full")
+        self.starve()?;
+        let kills = group.kills()?;
+        ensure!(kills > 0, "it ended, but the kernel has not killed it");
+        Ok("its control group is full: the kernel killed it, and it is started again".to_owned())
     }
 
-    /// Waits for what becomes of the daemon.
-    fn outcome(&mut self, what: &str) -> Result<String> {
-        let end = Instant::now() + Duration::from_secs(3);
-        while self.daemon.is_running() && Instant::now() < end {
-            thread::sleep(Duration::from_millis(20));
+    /// Gives the daemon more and more to count, until it ends.
+    fn starve(&mut self) -> Result<()> {
+        const ROUNDS: usize = 5;
+        let mut all = Vec::new();
+        for _ in 0..ROUNDS {
+            all.extend(news()?);
+            let end = Instant::now() + Duration::from_secs(3);
+            while Instant::now() < end {
+                if !self.daemon.is_running() {
+                    return Ok(());
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
         }
-        if self.daemon.is_running() {
-            self.daemon.restart(None)?;
-            return Ok(format!("{what}: the daemon did with what it had"));
-        }
-        Ok(format!("{what}: the daemon ended, and is started again"))
+        bail!("the daemon never met the limit")
     }
 }
 
@@ -88,6 +94,15 @@ impl Group {
         fs::create_dir_all(&group.0).with_context(|| format!("{}", group.0.display()))?;
         fs::write(group.0.join(limit), bytes.to_string())?;
         Ok(group)
+    }
+
+    /// How often the kernel has killed for it (Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst).
+    fn kills(&self) -> Result<u64> {
+        let file = ["memory.oom_control", "memory.events"].map(|name| self.0.join(name));
+        let file = file.iter().find(|file| file.exists());
+        let text = fs::read_to_string(file.context("no count of kills")?)?;
+        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(line.context("no count of kills")?.trim().parse()?)
     }
 
     fn enter(&self, pid: u32) -> Result<()> {

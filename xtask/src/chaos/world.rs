@@ -1,5 +1,6 @@
 //! Twenty programs, the daemon that watches them, and how both are compared.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
-use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
+use leaktrace_fixtures::{repository, target_dir};
 
 use crate::daemon::Daemon;
 use crate::go;
@@ -40,6 +41,7 @@ pub struct World {
     /// Where its log goes.
     pub log: PathBuf,
     pub(super) programs: Vec<Program>,
+    most_bytes: u64,
     executables: Vec<(PathBuf, &'static [&'static str])>,
 }
 
@@ -73,6 +75,7 @@ impl World {
             daemon: Daemon::start_with_log(leaktrace, &options, log)?,
             log: log.to_owned(),
             programs: Vec::new(),
+            most_bytes: 0,
             executables,
         };
         for _ in 0..PROGRAMS {
@@ -102,6 +105,41 @@ impl World {
         drop(self.programs.swap_remove(at));
     }
 
+    /// What is called a leak: the program, and the line.
+    pub(super) fn leaks(&self) -> Result<BTreeSet<(u32, String)>> {
+        let mut leaks = BTreeSet::new();
+        for program in &self.programs {
+            let report = self.daemon.asked.report(i64::from(program.pid()))?;
+            let sites = report["sites"].as_array().context("sites is a list")?;
+            let leaking = sites.iter().filter(|site| site["verdict"] == "leak");
+            leaks.extend(leaking.map(|site| (program.pid(), site["site"].to_string())));
+        }
+        Ok(leaks)
+    }
+
+    /// Nothing that is healthy is called a leak.
+    pub(super) fn healthy_ones_are_in_peace(&self) -> Result<()> {
+        for (pid, site) in self.leaks()? {
+            let exe = fs::read_link(format!("/proc/{pid}/exe"))?;
+            ensure!(
+                !exe.to_string_lossy().ends_with("-healthy"),
+                "{site} of {}, which is healthy, is called a leak",
+                exe.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Notes what the daemon has taken at most.
+    fn note_memory(&mut self) -> Result<()> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.daemon.pid()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse().ok());
+        let kilobytes: u64 = peak.context("VmHWM is a number")?;
+        self.most_bytes = self.most_bytes.max(kilobytes * 1024);
+        Ok(())
+    }
+
     /// An executable that ends by itself when it is told `-for`.
     pub fn short_lived(&self) -> &Path {
         &self.executables[0].0
@@ -120,7 +158,10 @@ impl World {
         }
         loop {
             match self.compare() {
-                Ok(counted) => return Ok(counted),
+                Ok(counted) => {
+                    self.note_memory()?;
+                    return Ok(counted);
+                }
                 Err(error) if Instant::now() > end => return Err(error),
                 Err(_) => thread::sleep(Duration::from_millis(200)),
             }
@@ -158,6 +199,18 @@ impl World {
     /// # Errors
     /// Something is left behind.
     pub fn end(mut self) -> Result<()> {
+        self.healthy_ones_are_in_peace()?;
+        let limit = limit_of_the_unit()?;
+        ensure!(
+            self.most_bytes < limit,
+            "it took {} bytes, and its unit lets it have {limit}",
+            self.most_bytes
+        );
+        println!(
+            "the daemon took {} MB at most, of the {} MB that its unit lets it have",
+            self.most_bytes >> 20,
+            limit >> 20
+        );
         self.daemon.signal("TERM")?;
         let told = Instant::now();
         while self.daemon.is_running() {
@@ -180,6 +233,16 @@ impl World {
         );
         Ok(())
     }
+}
+
+/// `MemoryMax` of the systemd unit, in bytes.
+fn limit_of_the_unit() -> Result<u64> {
+    let unit = fs::read_to_string(repository().join("deploy/systemd/leaktrace.service"))?;
+    let line = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("MemoryMax="));
+    let gigabytes = line.and_then(|text| text.strip_suffix('G')?.parse::<u64>().ok());
+    Ok(gigabytes.context("the unit has no MemoryMax in G")? << 30)
 }
 
 /// A fixture in a folder of its own, so that the daemon watches no others that run meanwhile.
