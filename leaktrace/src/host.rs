@@ -369,8 +369,16 @@ fn trial(probe: &Result<Trial, String>) -> Finding {
         Ok(trial) if is_exact(trial) => ok(
             name,
             format!(
-                "on `{}`: {} of {} calls counted, {} ns each",
-                trial.instruction, trial.hits, trial.calls, trial.nanoseconds
+                "on `{}`, {}: {} of {} calls counted, {} ns each",
+                trial.instruction,
+                if trial.linked {
+                    "held by a link"
+                } else {
+                    "a perf event, as before Linux 6.10"
+                },
+                trial.hits,
+                trial.calls,
+                trial.nanoseconds
             ),
         ),
         Ok(trial) => failed(
@@ -457,6 +465,7 @@ mod tests {
                 records: 1000,
                 nanoseconds: 900,
                 instruction: "push rbp".to_owned(),
+                linked: true,
             }),
         }
     }

@@ -59,6 +59,12 @@ impl AttachedSet {
         self.len() == 0
     }
 
+    /// Whether links of uprobe_multi hold the probes; else they are perf events.
+    #[must_use]
+    pub fn is_linked(&self) -> bool {
+        self.family.borrow().is_linked(self.slot)
+    }
+
     /// Whether the probes are shared with other processes of the file.
     #[must_use]
     pub fn scope(&self) -> Scope {

@@ -154,6 +154,15 @@ impl Family {
         }
     }
 
+    /// Whether the process has probes, and links hold them all.
+    pub(super) fn is_linked(&self, slot: u16) -> bool {
+        let member = self.members.iter().find(|member| member.slot == slot);
+        let own = member.and_then(|member| member.own.as_ref());
+        let links = own.or(self.shared.as_ref()).map(|set| &*set.links);
+        let links = links.unwrap_or_default();
+        !links.is_empty() && links.iter().all(|link| matches!(link, Link::Many(_)))
+    }
+
     /// Whether the process may share.
     pub(super) fn wish_of(&self, slot: u16) -> Scope {
         let member = self.members.iter().find(|member| member.slot == slot);

@@ -41,6 +41,8 @@ pub struct Trial {
     pub nanoseconds: u64,
     /// The probed instruction.
     pub instruction: String,
+    /// Whether a link of uprobe_multi held the probe; else it was a perf event.
+    pub linked: bool,
 }
 
 /// Loads every program, counts calls of a function of this process by a probe, and takes it off again.
@@ -79,7 +81,7 @@ pub fn try_probe() -> Result<Trial, ProbeError> {
         }],
         scope: Scope::Process,
     })?;
-    let traced = time_calls();
+    let (traced, linked) = (time_calls(), set.is_linked());
     set.detach();
     let [_, hits, ..] = probes.hits(&set);
     let records = ring.drain(usize::MAX, |_| {}).records as u64;
@@ -89,6 +91,7 @@ pub fn try_probe() -> Result<Trial, ProbeError> {
         records,
         nanoseconds: traced.saturating_sub(untraced) / CALLS,
         instruction: text,
+        linked,
     })
 }
 
