@@ -130,9 +130,9 @@ impl World {
         self.settle()?;
         let after = oldest(self)?;
         let alive: BTreeSet<_> = self.programs.iter().map(|program| program.pid()).collect();
-        let lost: Vec<_> = (leaks.difference(&self.leaks()?).cloned())
-            .filter(|(pid, _)| alive.contains(pid))
-            .collect();
+        let still = self.leaks()?;
+        let lost = leaks.difference(&still);
+        let lost: Vec<_> = lost.filter(|(pid, _)| alive.contains(pid)).collect();
         ensure!(lost.is_empty(), "no leaks any more: {lost:?}");
         self.healthy_ones_are_in_peace()?;
         let passed = begin.elapsed().as_secs_f64();
