@@ -70,6 +70,8 @@ struct Sample {
     spent_ns: f64,
     /// Samples in a row that show that everything could be heard again.
     cheap_in_row: u32,
+    /// Samples in a row that do not.
+    dear_in_row: u32,
     /// How far samples lie apart: a mean over some, in nanoseconds.
     apart_ns: f64,
 }
@@ -82,6 +84,10 @@ const SAMPLE_GRANT_NS: u64 = 2_000_000_000;
 
 /// The shortest rest; as much again at most is added, so that samples do not beat in time with the program.
 const REST_NS: u64 = 1_000_000_000;
+
+/// It doubles with each dear sample, so often: the first few tell the rates, and each puts probes on and takes them off, which the
+/// last percent of a server's answers would notice if it were every other second.
+const REST_DOUBLES: u32 = 3;
 
 /// Samples that lie further apart tell no rate: the level is then called none.
 const RARE_NS: f64 = 60e9;
@@ -273,10 +279,15 @@ impl Governor {
             return None;
         }
         let cheap = lasted >= SAMPLE_NS && spent <= share.of(lasted) * CHEAP;
-        self.sample.cheap_in_row = if cheap {
-            self.sample.cheap_in_row.saturating_add(1)
+        let Sample {
+            cheap_in_row,
+            dear_in_row,
+            ..
+        } = self.sample;
+        (self.sample.cheap_in_row, self.sample.dear_in_row) = if cheap {
+            (cheap_in_row.saturating_add(1), 0)
         } else {
-            0
+            (0, dear_in_row.saturating_add(1))
         };
         if self.sample.cheap_in_row >= CHEAP_SAMPLES && self.backoff.allows(now_ns) {
             // The probes are on: they stay.
@@ -366,7 +377,7 @@ impl Governor {
             reason = "a part of a second in nanoseconds"
         )]
         let more = (as_f64(REST_NS) * spread) as u64;
-        REST_NS + more
+        (REST_NS + more) << self.sample.dear_in_row.min(REST_DOUBLES)
     }
 
     fn change(&mut self, at_ns: u64, to: Level, reason: String) -> Change {
