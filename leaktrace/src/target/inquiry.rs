@@ -13,12 +13,10 @@ use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use http_body_util::Empty;
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 
-use super::Pid;
+use super::{Pid, http};
 
 /// What is asked for.
 const PATH: &str = "/debug/pprof/goroutineleak?debug=1";
@@ -109,23 +107,11 @@ fn ask(pid: Pid) -> Result<SocketAddr, InquiryError> {
 async fn serves(address: SocketAddr) -> bool {
     let asked = async {
         let stream = tokio::net::TcpStream::connect(address).await.ok()?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
-                .await
-                .ok()?;
-        let connection = tokio::spawn(connection);
         let request = Request::get(PATH)
             .header("Host", address.to_string())
-            .header("User-Agent", "leaktrace")
             .body(Empty::new())
             .ok()?;
-        let response = sender.send_request(request).await.ok()?;
-        let status = response.status();
-        // More than that is not waited for.
-        let _ = Limited::new(response.into_body(), MOST_BYTES)
-            .collect()
-            .await;
-        connection.abort();
+        let (status, _) = http::get(stream, request, MOST_BYTES).await.ok()?;
         Some(status)
     };
     // One that does not answer leaves time for the others.

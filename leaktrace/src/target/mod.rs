@@ -10,6 +10,7 @@ pub mod scan;
 pub mod selection;
 pub mod whereabouts;
 
+mod http;
 mod process;
 
 use std::fmt;

@@ -147,21 +147,17 @@ fn owner(metadata: &Metadata) -> String {
     else {
         return metadata.name.clone();
     };
-    let suffix = match owner.kind.as_str() {
+    let (name, suffix) = match owner.kind.as_str() {
         "ReplicaSet" => {
             let labels = metadata.labels.as_ref();
-            labels.and_then(|labels| labels.get("pod-template-hash"))
+            let hash = labels.and_then(|labels| labels.get("pod-template-hash"));
+            (&owner.name, hash)
         }
-        "Node" => Some(&owner.name),
-        _ => None,
+        "Node" => (&metadata.name, Some(&owner.name)),
+        _ => (&owner.name, None),
     };
-    let named = if owner.kind == "Node" {
-        &metadata.name
-    } else {
-        &owner.name
-    };
-    let without = suffix.and_then(|suffix| named.strip_suffix(suffix.as_str())?.strip_suffix('-'));
-    without.unwrap_or(named).to_owned()
+    let without = suffix.and_then(|suffix| name.strip_suffix(suffix.as_str())?.strip_suffix('-'));
+    without.unwrap_or(name).to_owned()
 }
 
 #[cfg(test)]

@@ -8,14 +8,14 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::time::Duration;
 use std::{fs, io, thread};
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::http::uri::Scheme;
 use hyper::{Request, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::http;
 use super::pod_list::{self, PodList};
 use crate::privilege;
 
@@ -271,16 +271,10 @@ async fn get(
     uri: &Uri,
     token: Option<&str>,
 ) -> Result<Bytes, String> {
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
-            .await
-            .map_err(|error| error.to_string())?;
-    let connection = tokio::spawn(connection);
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let host = uri.authority().map_or("", |authority| authority.as_str());
     let mut request = Request::get(path)
         .header("Host", host)
-        .header("User-Agent", "leaktrace")
         .header("Accept", "application/json");
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
@@ -288,23 +282,13 @@ async fn get(
     let request = request
         .body(Empty::new())
         .map_err(|error| error.to_string())?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|error| error.to_string())?;
-    match response.status() {
-        StatusCode::OK => {}
-        status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) => {
-            return Err(format!("{status}: the token may not list pods"));
+    match http::get(stream, request, MOST_BYTES).await? {
+        (StatusCode::OK, body) => body,
+        (status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), _) => {
+            Err(format!("{status}: the token may not list pods"))
         }
-        status => return Err(status.to_string()),
+        (status, _) => Err(status.to_string()),
     }
-    let body = Limited::new(response.into_body(), MOST_BYTES)
-        .collect()
-        .await
-        .map_err(|error| error.to_string())?;
-    connection.abort();
-    Ok(body.to_bytes())
 }
 
 #[cfg(feature = "tls")]

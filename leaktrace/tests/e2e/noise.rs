@@ -229,13 +229,12 @@ fn noise_stays_within_the_budget() {
             assert_eq!(alive("deadlines", "healthy: serve"), connections, "{name}");
             // A timer that is sifted in its heap by a thread which the kernel put aside just then is in no place of it: it is
             // counted again with the next census, and none is ever counted twice.
-            let begin = Instant::now();
-            let mut sessions = report::number(&found["timers"]["by_kind"]["afterfunc"]);
-            while sessions < connections && begin.elapsed() < Duration::from_secs(5) {
-                std::thread::sleep(Duration::from_millis(200));
+            let mut sessions = 0;
+            tool::eventually("each has its session", Duration::from_secs(5), || {
                 let found = report_of(program.pid());
                 sessions = report::number(&found["timers"]["by_kind"]["afterfunc"]);
-            }
+                sessions >= connections
+            });
             assert_eq!(sessions, connections, "{name}");
         }
         let verdicts = report::sites(found).filter(|site| site["verdict"] != "ok");
