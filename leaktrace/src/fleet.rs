@@ -16,7 +16,6 @@ use leaktrace_common::limits::WAITS;
 use crate::budget::{Calibration, Share, Terms, even_share};
 use crate::clock::monotonic_ns;
 use crate::event::{Lives, Ring, Slot};
-use crate::ledger::Drift;
 use crate::probe::{Calibrator, Level, LoadOptions, ProbeError, Probes, Scope};
 use crate::resolve::{self, Program, Refusal};
 use crate::session::{Depth, PATIENCE, Session};
@@ -258,11 +257,12 @@ impl Fleet {
         drained.records
     }
 
-    /// Counts what is really alive in a target and corrects its books with it.
+    /// Counts what is really alive in a target and corrects its books with it. Answers what that has taken this thread, without
+    /// the events that came meanwhile and without following pointers.
     ///
     /// # Errors
     /// When the target is gone or its memory makes no sense.
-    pub fn census(&mut self, id: TargetId, depth: Depth) -> anyhow::Result<Drift> {
+    pub fn census(&mut self, id: TargetId, depth: Depth) -> anyhow::Result<Duration> {
         let session = self.sessions.get(&id).ok_or_else(|| unknown(id))?;
         let look = session.look(depth)?;
         // Every event from before the census ended must be booked first. A probe stamps its record some
@@ -279,12 +279,12 @@ impl Fleet {
         if let Some(tracer) = &self.tracer {
             session.note_losses(&tracer.probes, self.undecodable);
         }
-        let drift = session.book(look);
+        let worked = session.book(look);
         session.note_waits(waits);
         if let Some(tracer) = &self.tracer {
             session.note_counters(&tracer.probes);
         }
-        Ok(drift)
+        Ok(worked)
     }
 
     /// One target.

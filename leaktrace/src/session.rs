@@ -12,7 +12,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use leaktrace_common::event::{Kind, Loss};
@@ -22,12 +22,12 @@ use crate::budget::Terms;
 use crate::census::{
     self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
 };
-use crate::clock::{monotonic_ns, unix_of};
+use crate::clock::{monotonic_ns, unix_of, worked_ns};
 use crate::event::{Change, Event, Goid, Ktime, Slot};
 use crate::export::Report;
 use crate::export::explain::Explained;
 use crate::export::report::{Events, Facts, LevelChange, LevelChanges, SiteReport, Target};
-use crate::ledger::{Drift, Ledger, SiteKind, Symbolizer};
+use crate::ledger::{Ledger, SiteKind, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
 use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
@@ -52,8 +52,9 @@ pub struct Session {
     /// When the process started: CLOCK_MONOTONIC, nanoseconds.
     started_ns: u64,
     watch: Option<Watch>,
-    /// Its memory at the last census.
+    /// Its memory at the last census, and when it was last looked how much it may have: CLOCK_MONOTONIC, nanoseconds.
     room: Room,
+    limit_read_ns: Option<u64>,
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
     counted_ns: u64,
@@ -86,9 +87,15 @@ pub struct Look {
     census: Census,
     places: Option<Places>,
     room: Room,
-    /// How long it took to see who could still be woken, when that was wanted.
+    limit_read_ns: u64,
+    /// What it took this thread to see who could still be woken, when that was wanted.
     reached: Option<Duration>,
+    /// What the rest took it.
+    worked: Duration,
 }
+
+/// How much memory a target may have is looked at this often.
+const LIMIT_NS: u64 = 30_000_000_000;
 
 /// How much a census looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +157,7 @@ impl Session {
             started_ns,
             watch: None,
             room: Room::default(),
+            limit_read_ns: None,
             watched_since_ns: None,
             counted_ns: 0,
             confirmation: Confirmation::default(),
@@ -282,9 +290,10 @@ impl Session {
     /// # Errors
     /// When the target is gone or its memory makes no sense.
     pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
+        let began_ns = worked_ns();
         let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
         let reach = self.standings.wants_reach();
-        let began = Instant::now();
+        let counted_ns = worked_ns();
         let places = if depth == Depth::Places || self.standings.wants_places() || reach {
             Some(Places::of(
                 &census.goroutines,
@@ -298,25 +307,39 @@ impl Session {
         } else {
             None
         };
-        let room = Room::of(self.process.id.pid);
+        let placed_ns = worked_ns();
+        let pid = self.process.id.pid;
+        let (room, limit_read_ns) = match self.limit_read_ns {
+            Some(read_ns) if census.finished_ns.saturating_sub(read_ns) < LIMIT_NS => {
+                (self.room.now(pid), read_ns)
+            }
+            _ => (Room::of(pid), census.finished_ns),
+        };
         self.still_there()?;
+        let reached = reach.then(|| Duration::from_nanos(placed_ns.saturating_sub(counted_ns)));
+        let all = Duration::from_nanos(worked_ns().saturating_sub(began_ns));
         Ok(Look {
             census,
             places,
             room,
-            reached: reach.then(|| began.elapsed()),
+            limit_read_ns,
+            reached,
+            worked: all.saturating_sub(reached.unwrap_or_default()),
         })
     }
 
     /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
-    pub fn book(&mut self, look: Look) -> Drift {
+    ///
+    /// Answers what the census has taken this thread, but for following pointers, which rests by itself.
+    pub fn book(&mut self, look: Look) -> Duration {
+        let began_ns = worked_ns();
         let looked = look.places.is_some();
-        self.room = look.room;
+        (self.room, self.limit_read_ns) = (look.room, Some(look.limit_read_ns));
         if let Some(places) = look.places {
             self.places = places;
         }
         let (started_ns, finished_ns) = (look.census.started_ns, look.census.finished_ns);
-        let drift = self.ledger.reconcile(look.census, &self.symbols);
+        self.ledger.reconcile(look.census, &self.symbols);
         self.watched_since_ns.get_or_insert(started_ns);
         self.counted_ns = finished_ns;
         self.ledger.sample(finished_ns);
@@ -331,7 +354,7 @@ impl Session {
             now_ns: finished_ns,
         });
         self.inquire(finished_ns);
-        drift
+        look.worked + Duration::from_nanos(worked_ns().saturating_sub(began_ns))
     }
 
     /// Allows to ask the program itself about its leaks, where it offers to tell.
@@ -382,9 +405,10 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::look`].
-    pub fn census(&mut self, depth: Depth) -> anyhow::Result<Drift> {
+    pub fn census(&mut self, depth: Depth) -> anyhow::Result<()> {
         let look = self.look(depth)?;
-        Ok(self.book(look))
+        self.book(look);
+        Ok(())
     }
 
     /// Tells the books when events were lost since the last call; `undecodable` is of the ring that all targets share.

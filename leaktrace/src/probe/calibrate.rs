@@ -7,7 +7,6 @@
 use std::{hint::black_box, num::NonZeroU32, process};
 
 use leaktrace_common::{binary::BinaryConfig, event::Kind};
-use nix::time::{ClockId, clock_gettime};
 
 use super::{
     AttachRequest, AttachedSet, Point, ProbeError, Probes, Scope,
@@ -15,6 +14,7 @@ use super::{
 };
 use crate::{
     budget::{Calibration, median},
+    clock::worked_ns,
     event::Slot,
     resolve::Execution,
 };
@@ -95,20 +95,13 @@ const STEPPED: f64 = 25.0;
 fn time(call: impl Fn() -> u64) -> f64 {
     let mut readings = [0.0; READINGS];
     for reading in &mut readings {
-        let begin = own_time();
+        let begin = worked_ns();
         for _ in 0..CALLS {
             black_box(call());
         }
-        *reading = (own_time() - begin) / CALLS as f64;
+        *reading = worked_ns().saturating_sub(begin) as f64 / CALLS as f64;
     }
     median(&mut readings)
-}
-
-/// CLOCK_THREAD_CPUTIME_ID in nanoseconds: what other threads do on this processor meanwhile does not count.
-fn own_time() -> f64 {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(0.0, |time| {
-        time.tv_sec() as f64 * 1e9 + time.tv_nsec() as f64
-    })
 }
 
 // Three functions that a compiler cannot take for one.

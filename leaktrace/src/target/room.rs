@@ -25,17 +25,31 @@ impl Room {
     /// What a process holds and may. Reads a handful of small files of the kernel's.
     #[must_use]
     pub fn of(pid: Pid) -> Self {
-        let read = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
         let machine = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let cgroups = read("cgroup").unwrap_or_default();
+        let cgroups = read(pid, "cgroup");
         let limits = limit_files(&cgroups, Path::new(CGROUPS))
             .into_iter()
             .filter_map(|file| limit(&fs::read_to_string(file).ok()?));
-        Self {
-            resident: resident(&read("statm").unwrap_or_default(), procfs::page_size()),
+        let room = Self {
+            resident: 0,
             limit: limits.chain(total(&machine)).min().unwrap_or(0),
+        };
+        room.now(pid)
+    }
+
+    /// The same with what the process holds now. Reads one file: what it may have changes seldom.
+    #[must_use]
+    pub fn now(self, pid: Pid) -> Self {
+        Self {
+            resident: resident(&read(pid, "statm"), procfs::page_size()),
+            ..self
         }
     }
+}
+
+/// A file of `/proc/PID`; empty when it cannot be read.
+fn read(pid: Pid, file: &str) -> String {
+    fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
 }
 
 /// The second field of `/proc/PID/statm`, which is in pages (proc_pid_statm(5)).

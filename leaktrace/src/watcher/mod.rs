@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::clock::monotonic_ns;
+use crate::budget::{Share, even_share};
+use crate::clock::{monotonic_ns, worked_ns};
 use crate::event::Lives;
 use crate::export::Report;
 use crate::fleet::{Budget, Fleet};
@@ -102,6 +103,8 @@ struct Traced {
     label: String,
     manner: Manner,
     next_census_ns: u64,
+    /// What its last count took.
+    worked: Duration,
     report: Option<Arc<Report>>,
     /// Whether the last census succeeded.
     up: bool,
@@ -109,8 +112,8 @@ struct Traced {
     placed_ns: u64,
 }
 
-/// Part of one core that counting may take, all targets together: those that take long are counted less often.
-const CENSUS_BUDGET: f64 = 0.005;
+/// Part of one core that counting may take, all targets together: those that take much are counted less often.
+const CENSUS_BUDGET: Share = Share(0.005);
 
 /// How often /proc is read: when the kernel does not tell who comes and goes, and when it does.
 const SCAN_NS: (u64, u64) = (1_000_000_000, 5_000_000_000);
@@ -193,7 +196,7 @@ impl Watcher {
         let started = self
             .fleet
             .attach(id, manner.level, scope)
-            .and_then(|()| self.fleet.census(id, Depth::Counts));
+            .and_then(|()| self.fleet.census(id, Depth::Counts).map(drop));
         if let Err(error) = started {
             self.fleet.let_go(id);
             return Err(error);
@@ -218,7 +221,8 @@ impl Watcher {
             for entry in self.roster.see_all(seen, now) {
                 self.gone(&entry);
             }
-            let pause = if self.lives.is_some() {
+            // Of those that were asked for by number alone, the counts tell when they end.
+            let pause = if self.lives.is_some() || self.settings.selection.only_pids() {
                 SCAN_NS.1
             } else {
                 SCAN_NS.0
@@ -433,6 +437,7 @@ impl Watcher {
             label,
             manner,
             next_census_ns: 0,
+            worked: Duration::ZERO,
             report: None,
             up: true,
             placed_ns: 0,
@@ -490,22 +495,37 @@ impl Watcher {
 
     /// Counts what is alive in a target, and sets the time of its next count so that the budget is kept.
     fn count(&mut self, id: TargetId, depth: Depth) {
-        let begin = monotonic_ns();
-        let counted = self.fleet.census(id, depth).and_then(|_| {
-            let session = self.fleet.session(id)?;
-            Ok(Arc::new(session.report()))
+        let (begin, worked) = (monotonic_ns(), worked_ns());
+        let counted = self.fleet.census(id, depth).and_then(|census| {
+            let reporting = worked_ns();
+            let report = Arc::new(self.fleet.session(id)?.report());
+            let reported = Duration::from_nanos(worked_ns().saturating_sub(reporting));
+            Ok((report, census + reported))
         });
-        let took = Duration::from_nanos(monotonic_ns().saturating_sub(begin));
-        let share = CENSUS_BUDGET / self.traced.len().max(1) as f64;
+        // One that fails may have taken as much as all the work in between.
+        let worked = (counted.as_ref()).map_or_else(
+            |_| Duration::from_nanos(worked_ns().saturating_sub(worked)),
+            |(_, worked)| *worked,
+        );
+        let demand = |manner: Manner, worked: Duration| {
+            Share(worked.as_secs_f64() / manner.interval.as_secs_f64().max(1e-3))
+        };
+        if let Some(traced) = self.traced.get_mut(&id.pid) {
+            traced.worked = worked;
+        }
+        let demands: Vec<Share> = (self.traced.values())
+            .map(|traced| demand(traced.manner, traced.worked))
+            .collect();
+        let share = even_share(CENSUS_BUDGET, CENSUS_BUDGET, &demands);
         let Some(traced) = self.traced.get_mut(&id.pid) else {
             return;
         };
-        let pause = traced.manner.interval.max(took.div_f64(share));
+        let pause = traced.manner.interval.max(worked.div_f64(share.0));
         traced.next_census_ns =
             begin.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
         self.changed = true;
         match counted {
-            Ok(report) => (traced.report, traced.up) = (Some(report), true),
+            Ok((report, _)) => (traced.report, traced.up) = (Some(report), true),
             Err(error) => {
                 let alive =
                     (self.fleet.session(id)).is_ok_and(|session| session.process.is_alive());

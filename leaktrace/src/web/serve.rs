@@ -7,14 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{AUTHORIZATION, HOST, HeaderValue, WWW_AUTHENTICATE};
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, HeaderValue, WWW_AUTHENTICATE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -40,8 +40,11 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a request's headers.
 const MOST_HEADER_BYTES: usize = 16 << 10;
 
-/// How long one connection may stay open in all: a scraper simply connects again.
+/// How long one connection may stay open in all.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// After so long an answer is the connection's last and says so: a scraper connects again, and never meets the end of one.
+const LAST_ANSWER: Duration = Duration::from_secs(60);
 
 /// What is asked of clients, and what they may see.
 #[derive(Clone)]
@@ -216,12 +219,17 @@ impl Visitor {
 
     async fn converse(self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let peer = self.peer;
+        let since = Instant::now();
         let service = service_fn(move |request| {
             let visitor = self.clone();
             async move {
                 visitor.answering.store(true, Ordering::Relaxed);
-                let response = visitor.answer(&request).await;
+                let mut response = visitor.answer(&request).await;
                 visitor.answering.store(false, Ordering::Relaxed);
+                if since.elapsed() >= LAST_ANSWER {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
                 Ok::<_, Infallible>(response)
             }
         });
