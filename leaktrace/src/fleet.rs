@@ -41,6 +41,10 @@ pub struct Fleet {
     late: u64,
     /// Threads that take probes off.
     closing: Vec<JoinHandle<()>>,
+    /// When probes were last put on a target: CLOCK_MONOTONIC, nanoseconds.
+    attached_ns: u64,
+    /// Records that the last call of [`Fleet::drain`] found.
+    found: usize,
 }
 
 /// The loaded programs and the reading end of their ring.
@@ -65,6 +69,16 @@ pub struct Budget {
 
 /// Threads that take probes off at one time; with more, the caller waits.
 const MOST_CLOSING: usize = 64;
+
+/// How often the ring is to be emptied: while much is said, or may be, and else. A budget keeps what is said within the ring's
+/// room for longer than that; and each time costs the machine, which may have better things to do.
+const DRAIN_EVERY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
+
+/// So many records at once are much.
+const MUCH: usize = 1000;
+
+/// How long after probes were put on they may turn out to be dear.
+const NEW_NS: u64 = 2_000_000_000;
 
 /// Records taken from the ring in one go, so that a storm cannot keep the caller from its other work.
 const DRAIN_RECORDS: usize = 1 << 20;
@@ -142,6 +156,7 @@ impl Fleet {
             calibration: tracer.calibration,
         };
         session.attach(&mut tracer.probes, level, scope, &terms)?;
+        self.attached_ns = monotonic_ns();
         if let Some(slot) = session.slot() {
             self.by_slot.insert(slot, id);
         }
@@ -235,11 +250,11 @@ impl Fleet {
         self.tracer.as_ref().map(|tracer| tracer.calibration)
     }
 
-    /// Books what the probes have said since the last call, and keeps the budget; answers how many events that were.
-    /// Wants to be called every 20 ms or so.
-    pub fn drain(&mut self) -> usize {
+    /// Books what the probes have said since the last call, and keeps the budget. Wants to be called again after
+    /// [`Fleet::pause`].
+    pub fn drain(&mut self) {
         let Some(tracer) = &mut self.tracer else {
-            return 0;
+            return;
         };
         let own = tracer.calibrator.as_ref().map(Calibrator::slot);
         let (sessions, by_slot, late) = (&mut self.sessions, &self.by_slot, &mut self.late);
@@ -253,8 +268,19 @@ impl Fleet {
         });
         self.undecodable += drained.undecodable as u64;
         tracer.probes.flush_log();
+        self.found = drained.records;
         self.govern(monotonic_ns());
-        drained.records
+    }
+
+    /// How long nobody needs to call [`Fleet::drain`].
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        let is_new = monotonic_ns().saturating_sub(self.attached_ns) < NEW_NS;
+        if is_new || self.found >= MUCH || self.sessions.values().any(Session::is_hurried) {
+            DRAIN_EVERY.0
+        } else {
+            DRAIN_EVERY.1
+        }
     }
 
     /// Counts what is really alive in a target and corrects its books with it. Answers what that has taken this thread, without

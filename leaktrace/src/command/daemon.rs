@@ -11,10 +11,10 @@ use anyhow::{Context, anyhow};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::front::Front;
-use super::record::{DRAIN_EVERY, level};
+use super::record::level;
 use super::service::Service;
 use crate::cli::{Daemon, Watching, Whom};
 use crate::config::{self, Config};
@@ -82,8 +82,7 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
     service.ready();
 
     let (mut changed, mut published) = (false, Instant::now());
-    let mut tick = interval(DRAIN_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next = Instant::now();
     let mut look = interval(LOOK_AT_FILES_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -105,8 +104,9 @@ async fn serve(arguments: &Daemon) -> anyhow::Result<()> {
                 service.ready();
             }
             _ = look.tick() => front.look(&server),
-            _ = tick.tick() => {
+            () = sleep_until(next) => {
                 changed |= watcher.step();
+                next = Instant::now() + watcher.pause();
                 if changed && published.elapsed() >= PUBLISH_EVERY {
                     publish.send_replace(Arc::new(watcher.board()));
                     (changed, published) = (false, Instant::now());

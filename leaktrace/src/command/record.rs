@@ -23,9 +23,6 @@ const READINGS: u32 = 40;
 /// Shortest and longest time between two readings.
 const PACE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
-/// How often the ring buffer is emptied: it holds 131,072 records, so six million events a second fit.
-pub(super) const DRAIN_EVERY: Duration = Duration::from_millis(20);
-
 /// Watches, reports, and says by the exit code whether a leak was found.
 ///
 /// # Errors
@@ -120,8 +117,7 @@ async fn watch(
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
     let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
     let end = Instant::now() + duration;
-    let mut drain = interval(DRAIN_EVERY);
-    drain.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    let mut next = Instant::now();
     let mut reading = interval((duration / READINGS).clamp(PACE.0, PACE.1));
     reading.set_missed_tick_behavior(MissedTickBehavior::Delay);
     reading.tick().await;
@@ -139,8 +135,9 @@ async fn watch(
                     break Ended::TargetExited;
                 }
             }
-            _ = drain.tick() => {
+            () = sleep_until(next) => {
                 fleet.drain();
+                next = Instant::now() + fleet.pause();
                 progress.reached(duration.saturating_sub(end.saturating_duration_since(Instant::now())));
             }
         }

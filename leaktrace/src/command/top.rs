@@ -15,7 +15,7 @@ use ratatui::crossterm::tty::IsTty;
 use signal_hook::consts::{SIGHUP, SIGTERM};
 
 use super::daemon::{allow_many_files, selection};
-use super::record::{DRAIN_EVERY, level};
+use super::record::level;
 use crate::cli;
 use crate::clock::{monotonic_ns, unix_of};
 use crate::config::Config;
@@ -101,7 +101,7 @@ fn drive(
             draw_on(terminal, &top)?;
         }
         changed = false;
-        if terminal_is_gone(DRAIN_EVERY)? {
+        if terminal_is_gone(watcher.pause())? {
             return Ok(());
         }
         if !event::poll(Duration::ZERO).context("cannot read keys")? {

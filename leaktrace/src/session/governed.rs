@@ -214,6 +214,15 @@ impl Session {
         self.watch.as_ref().map(|watch| watch.cost.demand())
     }
 
+    /// Whether [`Session::govern`] is to be called again as soon as may be: what is spent is not limited, or a sample is on.
+    #[must_use]
+    pub fn is_hurried(&self) -> bool {
+        (self.watch.as_ref()).is_some_and(|watch| {
+            let governor = &watch.cost.governor;
+            governor.share().is_none() || governor.is_hurried()
+        })
+    }
+
     /// A hit costs something else from now on.
     pub fn reprice(&mut self, terms: &Terms) {
         if let Some(watch) = &mut self.watch {

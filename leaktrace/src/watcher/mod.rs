@@ -205,6 +205,12 @@ impl Watcher {
         Ok(())
     }
 
+    /// How long nobody needs to call [`Watcher::step`].
+    #[must_use]
+    pub fn pause(&self) -> Duration {
+        self.fleet.pause()
+    }
+
     /// A little of everything. Answers whether what [`Watcher::board`] shows has changed.
     pub fn step(&mut self) -> bool {
         self.fleet.drain();
