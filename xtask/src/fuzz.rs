@@ -149,7 +149,7 @@ fn cargo() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
-/// A cargo-fuzz command. Without a sanitizer: leaktrace has no unsafe code, so what there is to find are panics,
+/// A cargo-fuzz command. Without a sanitizer: what is fuzzed has no unsafe code, so what there is to find are panics,
 /// overflows (checked in this build), endless loops and memory.
 fn fuzz_command(cargo_fuzz: &Path, action: &str) -> Command {
     let mut command = Command::new(cargo_fuzz);

@@ -257,7 +257,8 @@ fn fuzz_targets(cargo: &OsString, report: &mut Report) {
             .arg(target_dir());
         command
     };
-    let mut clippy = fuzz(&["clippy", "--all-targets"]);
+    // Its own lock file must know what the workspace needs: else whoever runs it changes it.
+    let mut clippy = fuzz(&["clippy", "--locked", "--all-targets"]);
     report.run(
         "clippy of the fuzz targets",
         clippy.args(["--", "-D", "warnings"]),

@@ -25,86 +25,110 @@ const CONNECTIONS: [u32; 2] = [64, 2];
 /// How long the daemon has been there: its start is no part of what is measured here (the section on slow-down has it).
 const SETTLED: Duration = Duration::from_secs(5);
 
-/// Measures both.
+/// Goroutines that the handler starts for the work of each request: none, as most handlers, and some.
+const PARTS: [&str; 2] = ["0", "2"];
+
+/// Measures all of them.
 pub fn run(setup: &Setup) -> Result<Section> {
     let toolchain = go::install(&setup.go)?;
     let executable = build::build("http-mixed", &toolchain, Variant::DEFAULT)?;
     let wrk = Wrk::fetch()?;
-    // The server is told where to listen, so that it need not be asked; the port is free a moment before.
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-    let flags = ["-clients", "0", "-listen", &address];
-    let server = Program::start(&executable, &flags)?;
     let mut text = format!(
-        "A server of net/http with timeouts, a goroutine for each connection and two for each request, Go {}, asked by wrk for\n\
-         {} s with and without `leaktrace daemon` at its default settings, in turn; medians of {} pairs. With {} connections the\n\
-         processors are full, with {} they are not. The last column is how far an untraced stretch is from the untraced one before\n\
-         it, in the middle: the machine's own unrest.\n\n\
-         | connections | requests/s untraced | traced | throughput | 99th percentile untraced | traced | 99th percentile | unrest |\n\
-         |--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "A server of net/http with timeouts of its own and one for each request, a goroutine for each connection, and so many that\n\
+         each request's handler starts, Go {}, asked by wrk for {} s with and without `leaktrace daemon` at its default settings, in\n\
+         turn; medians of {} pairs. With {} connections the processors are full, with {} they are not. The last column is how far an\n\
+         untraced stretch is from the untraced one before it, in the middle: the machine's own unrest.\n\n\
+         | handler starts | connections | requests/s untraced | traced | throughput | 99th percentile untraced | traced | 99th percentile | unrest |\n\
+         |--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         setup.go, setup.seconds, setup.pairs, CONNECTIONS[0], CONNECTIONS[1]
     );
-    for connections in CONNECTIONS {
-        eprintln!("{connections} connections");
-        wrk.ask(&address, connections, 2)?;
-        let mut untraced = Vec::new();
-        let mut traced = Vec::new();
+    for parts in PARTS {
+        // The server is told where to listen, so that it need not be asked; the port is free a moment before.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let flags = ["-clients", "0", "-parts", parts, "-listen", &address];
+        let server = Program::start(&executable, &flags)?;
+        for connections in CONNECTIONS {
+            eprintln!("{connections} connections, {parts} goroutines a request");
+            let pairs = Pairs::take(setup, &wrk, &server, &address, connections)?;
+            let _ = writeln!(text, "| {parts} | {connections} | {} |", pairs.row());
+        }
+    }
+    Ok(Section {
+        markdown: text,
+        plots: Vec::new(),
+    })
+}
+
+/// Stretches in turn.
+struct Pairs {
+    untraced: Vec<Answers>,
+    traced: Vec<Answers>,
+}
+
+impl Pairs {
+    fn take(
+        setup: &Setup,
+        wrk: &Wrk,
+        server: &Program,
+        address: &str,
+        connections: u32,
+    ) -> Result<Self> {
+        let (mut untraced, mut traced) = (Vec::new(), Vec::new());
+        wrk.ask(address, connections, 2)?;
         for _ in 0..setup.pairs {
-            untraced.push(wrk.ask(&address, connections, setup.seconds)?);
+            untraced.push(wrk.ask(address, connections, setup.seconds)?);
             let mut daemon = Command::new(&setup.leaktrace);
             daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid"]);
             daemon.arg(server.pid().to_string());
             let daemon = Tracer::start(&mut daemon, "leaktrace daemon", None)?;
             thread::sleep(SETTLED);
-            wrk.ask(&address, connections, 1)?;
-            traced.push(wrk.ask(&address, connections, setup.seconds)?);
+            wrk.ask(address, connections, 1)?;
+            traced.push(wrk.ask(address, connections, setup.seconds)?);
             drop(daemon);
             // The kernel takes a moment to take probes off.
             thread::sleep(Duration::from_secs(1));
-            wrk.ask(&address, connections, 1)?;
+            wrk.ask(address, connections, 1)?;
             for (what, answers) in [("untraced", &untraced), ("traced", &traced)] {
                 if let Some(last) = answers.last() {
                     eprintln!("{what}: {:.0}/s, {:.2} ms", last.per_second, last.p99_ms);
                 }
             }
         }
+        Ok(Self { untraced, traced })
+    }
+
+    /// What is said of them in the table.
+    fn row(&self) -> String {
+        let rate = |answers: &Answers| answers.per_second;
+        let slow = |answers: &Answers| answers.p99_ms;
         let of = |answers: &[Answers], what: fn(&Answers) -> f64| {
             median(&answers.iter().map(what).collect::<Vec<_>>())
         };
         let ratio = |what: fn(&Answers) -> f64| {
-            let pairs = traced.iter().zip(&untraced);
-            median(
-                &pairs
-                    .map(|(traced, untraced)| what(traced) / what(untraced))
-                    .collect::<Vec<_>>(),
-            )
+            let pairs = self.traced.iter().zip(&self.untraced);
+            let ratios = pairs.map(|(traced, untraced)| what(traced) / what(untraced));
+            median(&ratios.collect::<Vec<_>>())
         };
-        let rate = |answers: &Answers| answers.per_second;
-        let slow = |answers: &Answers| answers.p99_ms;
         let unrest = |what: fn(&Answers) -> f64| {
-            let pairs = untraced.windows(2);
+            let pairs = self.untraced.windows(2);
             let apart = pairs.filter_map(|pair| match pair {
                 [one, next] => Some((what(next) / what(one) - 1.0).abs() * 100.0),
                 _ => None,
             });
             median(&apart.collect::<Vec<_>>())
         };
-        let _ = writeln!(
-            text,
-            "| {connections} | {:.0} | {:.0} | **{:.3} ×** | {:.2} ms | {:.2} ms | **{:.3} ×** | {:.1} %, {:.1} % |",
-            of(&untraced, rate),
-            of(&traced, rate),
+        format!(
+            "{:.0} | {:.0} | **{:.3} ×** | {:.2} ms | {:.2} ms | **{:.3} ×** | {:.1} %, {:.1} %",
+            of(&self.untraced, rate),
+            of(&self.traced, rate),
             ratio(rate),
-            of(&untraced, slow),
-            of(&traced, slow),
+            of(&self.untraced, slow),
+            of(&self.traced, slow),
             ratio(slow),
             unrest(rate),
             unrest(slow),
-        );
+        )
     }
-    Ok(Section {
-        markdown: text,
-        plots: Vec::new(),
-    })
 }
 
 /// What wrk says of a stretch.
