@@ -7,6 +7,7 @@ pub mod board;
 
 mod labels;
 mod log;
+mod pace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +15,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::budget::{Share, even_share};
 use crate::clock::{monotonic_ns, worked_ns};
 use crate::event::Lives;
 use crate::export::Report;
@@ -32,6 +32,7 @@ use crate::verdict;
 use board::{Board, Row};
 use labels::Labels;
 use log::Quota;
+use pace::Effort;
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -94,6 +95,8 @@ pub struct Watcher {
     news: BTreeMap<Pid, (u64, u32)>,
     next_scan_ns: u64,
     changed: bool,
+    /// Whether the last step had no time for all that was due.
+    behind: bool,
     quota: Quota,
 }
 
@@ -112,8 +115,14 @@ struct Traced {
     placed_ns: u64,
 }
 
-/// Part of one core that counting may take, all targets together: those that take much are counted less often.
-const CENSUS_BUDGET: Share = Share(0.005);
+impl Traced {
+    fn effort(&self) -> Effort {
+        Effort {
+            worked: self.worked,
+            interval: self.manner.interval,
+        }
+    }
+}
 
 /// How often /proc is read: when the kernel does not tell who comes and goes, and when it does.
 const SCAN_NS: (u64, u64) = (1_000_000_000, 5_000_000_000);
@@ -126,6 +135,9 @@ const MOST_NEWS: usize = 4096;
 
 /// How long a step goes on with new processes, and then with counts, before it lets others have their turn.
 const SLICE_NS: u64 = 10_000_000;
+
+/// How soon a step goes on with what the one before has left.
+const BEHIND: Duration = Duration::from_millis(20);
 
 /// How long a report with places answers further questions for it.
 const FRESH_NS: u64 = 1_000_000_000;
@@ -156,6 +168,7 @@ impl Watcher {
             news: BTreeMap::new(),
             next_scan_ns: 0,
             changed: true,
+            behind: false,
             quota: Quota::default(),
             settings,
         }
@@ -208,13 +221,19 @@ impl Watcher {
     /// How long nobody needs to call [`Watcher::step`].
     #[must_use]
     pub fn pause(&self) -> Duration {
-        self.fleet.pause()
+        let pause = self.fleet.pause();
+        if self.behind {
+            pause.min(BEHIND)
+        } else {
+            pause
+        }
     }
 
     /// A little of everything. Answers whether what [`Watcher::board`] shows has changed.
     pub fn step(&mut self) -> bool {
         self.fleet.drain();
         let now = monotonic_ns();
+        self.behind = false;
         self.hear(now);
         if !self.unlisted.is_empty() {
             self.pods.ask(true);
@@ -239,6 +258,7 @@ impl Watcher {
         while let Some(pid) = self.roster.due(now) {
             self.look_at(pid);
             if monotonic_ns().saturating_sub(now) > SLICE_NS {
+                self.behind = true;
                 break;
             }
         }
@@ -256,6 +276,7 @@ impl Watcher {
             };
             self.count(id, Depth::Counts);
             if monotonic_ns().saturating_sub(now) > SLICE_NS {
+                self.behind = true;
                 return;
             }
         }
@@ -513,20 +534,15 @@ impl Watcher {
             |_| Duration::from_nanos(worked_ns().saturating_sub(worked)),
             |(_, worked)| *worked,
         );
-        let demand = |manner: Manner, worked: Duration| {
-            Share(worked.as_secs_f64() / manner.interval.as_secs_f64().max(1e-3))
-        };
-        if let Some(traced) = self.traced.get_mut(&id.pid) {
-            traced.worked = worked;
-        }
-        let demands: Vec<Share> = (self.traced.values())
-            .map(|traced| demand(traced.manner, traced.worked))
-            .collect();
-        let share = even_share(CENSUS_BUDGET, CENSUS_BUDGET, &demands);
         let Some(traced) = self.traced.get_mut(&id.pid) else {
             return;
         };
-        let pause = traced.manner.interval.max(worked.div_f64(share.0));
+        traced.worked = worked;
+        let effort = traced.effort();
+        let pause = effort.pause(self.traced.values().map(Traced::effort));
+        let Some(traced) = self.traced.get_mut(&id.pid) else {
+            return;
+        };
         traced.next_census_ns =
             begin.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX));
         self.changed = true;
