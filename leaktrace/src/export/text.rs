@@ -32,8 +32,9 @@ fn write(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
     let goroutines = &report.goroutines;
     write!(
         out,
-        "{} goroutines and {} of the runtime's own",
-        goroutines.total, goroutines.system
+        "{} and {} of the runtime's own",
+        counted(goroutines.total, "goroutine"),
+        goroutines.system
     )?;
     let mut states: Vec<_> = goroutines.by_state.iter().collect();
     states.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), *name));
@@ -56,7 +57,7 @@ fn write(out: &mut String, report: &Report, rows: usize) -> fmt::Result {
             "pending timers are not known: this build keeps them where no release does"
         )?;
     } else {
-        write!(out, "{} pending timers", timers.total)?;
+        write!(out, "{}", counted(timers.total, "pending timer"))?;
     }
     if !timers.by_kind.is_empty() {
         let kinds: Vec<String> = timers
@@ -492,4 +493,9 @@ fn bytes(count: u64) -> String {
         10_000..=9_999_999 => format!("{}K", count >> 10),
         _ => format!("{}M", count >> 20),
     }
+}
+/// "1 goroutine", "2 goroutines".
+fn counted(count: u64, thing: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{plural}")
 }
