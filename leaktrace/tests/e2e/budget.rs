@@ -112,7 +112,7 @@ fn what_a_full_ring_lost_the_next_census_makes_good() {
     assert_eq!(session.report().goroutines.drift, 0);
 }
 
-/// Takes about 0.3 s a cycle, most of which the kernel waits. `LEAKTRACE_CYCLES=10000` is the long form.
+/// Takes about 0.1 s a cycle, most of which the kernel waits. `LEAKTRACE_CYCLES=10000` is the long form.
 #[test]
 fn probes_come_and_go_on_a_busy_program_and_leave_nothing() {
     let cycles = env::var("LEAKTRACE_CYCLES").map_or(40, |text| {
