@@ -83,6 +83,42 @@ fn a_daemon_serves_metrics_and_ends_when_told() {
     assert!(program.is_alive());
 }
 
+#[test]
+fn gos_own_tool_shows_the_leaking_functions() {
+    let Some(goroutines) = needs::program("handler-timeout", "1.27.3", &[]) else {
+        return;
+    };
+    let timers = needs::program("time-after-loop", "1.22.10", &[]).expect("it was there before");
+    let toolchain = needs::toolchain("1.22.10").expect("it was there before");
+    let mut command = tool::leaktrace();
+    command.args(["daemon", "--listen", "127.0.0.1:0", "--interval", "1s"]);
+    for program in [&goroutines, &timers] {
+        command.args(["--pid", &program.pid().to_string()]);
+    }
+    let daemon = Tool::spawn(&mut command);
+    let address = address(&daemon);
+    let mut connection = Connection::open(&address).expect("the daemon listens");
+    tool::eventually("timers have their line", Duration::from_secs(20), || {
+        let metrics = connection.get("/metrics").body;
+        series(&metrics, "leaktrace_timers_pending", &["main.consume"]) > Some(0.0)
+    });
+    // It keeps what it fetches.
+    let folder = tempfile::tempdir().expect("temporary folders can be made");
+    for (profile, target, function) in [
+        ("goroutine", "handler-timeout", "main.handle.func1"),
+        ("timer", "time-after-loop", "main.consume"),
+    ] {
+        let url = format!("http://{address}/debug/pprof/{profile}?target={target}");
+        let mut pprof = toolchain.go();
+        pprof.args(["tool", "pprof", "-top", "-cum", &url]);
+        let output = pprof.env("PPROF_TMPDIR", folder.path()).output();
+        let output = output.expect("the toolchain runs");
+        let top = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        assert!(top.contains(function), "{profile}: {top}");
+    }
+}
+
 /// Where a starting daemon listens, by its own words.
 pub fn address(daemon: &Tool) -> String {
     loop {
