@@ -4,38 +4,38 @@
 //! [`Session::apply`] for each event, [`Session::look`] and [`Session::book`] now and then, [`Session::report`]
 //! when somebody asks. It owns the ledger; nobody else touches it.
 
+mod counted;
 mod governed;
+mod told;
+mod trust;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use leaktrace_common::event::{Kind, Loss};
 use leaktrace_common::limits::WAITS;
 
 use crate::budget::Terms;
-use crate::census::{
-    self, Census, Distrust, Layout, LiveMemory, MemoryError, Places, SelfCheck, Status,
-};
-use crate::clock::{monotonic_ns, unix_of, worked_ns};
+use crate::census::{Layout, LiveMemory, Places, Status};
+use crate::clock::monotonic_ns;
 use crate::event::{Change, Event, Goid, Ktime, Slot};
-use crate::export::Report;
-use crate::export::explain::Explained;
-use crate::export::report::{Events, Facts, LevelChange, LevelChanges, SiteReport, Target};
-use crate::ledger::{Ledger, SiteKind, Symbolizer};
+use crate::ledger::{Ledger, Symbolizer};
 use crate::probe::{self, AttachRequest, AttachedSet, BlockedTime, Level, Plan, Probes, Scope};
-use crate::resolve::elf::Elf;
 use crate::resolve::{self, Program, Refusal};
-use crate::target::inquiry::Inquiry;
 use crate::target::room::Room;
 use crate::target::whereabouts::Pods;
 use crate::target::{Pid, Process};
-use crate::verdict::{self, Moment, Standings};
+use crate::verdict::{self, Standings};
+
+use counted::Confirmation;
+use trust::{believe, not_go, without_plugins};
+
+pub use counted::{Depth, Look};
+pub use told::kind_name;
+pub use trust::PATIENCE;
 
 /// Everything about one running target.
 pub struct Session {
@@ -61,14 +61,6 @@ pub struct Session {
     confirmation: Confirmation,
 }
 
-/// Whether the program itself is asked about its leaks, and when next.
-#[derive(Default)]
-struct Confirmation {
-    allowed: bool,
-    asked: Option<Inquiry>,
-    not_before_ns: u64,
-}
-
 /// The probes of the target, and what they said by the last census.
 struct Watch {
     attached: AttachedSet,
@@ -80,30 +72,6 @@ struct Watch {
     lost_read_ns: u64,
     cost: governed::Cost,
     blocked: Vec<BlockedTime>,
-}
-
-/// What one look into the target's memory found: to be booked once every event from before it has been.
-pub struct Look {
-    census: Census,
-    places: Option<Places>,
-    room: Room,
-    limit_read_ns: u64,
-    /// What it took this thread to see who could still be woken, when that was wanted.
-    reached: Option<Duration>,
-    /// What the rest took it.
-    worked: Duration,
-}
-
-/// How much memory a target may have is looked at this often.
-const LIMIT_NS: u64 = 30_000_000_000;
-
-/// How much a census looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Depth {
-    /// What is alive, and in which state.
-    Counts,
-    /// Also on which line it is stuck, and on which channel: for a report that somebody reads.
-    Places,
 }
 
 impl Session {
@@ -285,132 +253,6 @@ impl Session {
         }
     }
 
-    /// Counts what is really alive. With `Depth::Places` also looks where goroutines are stuck and on what.
-    ///
-    /// # Errors
-    /// When the target is gone or its memory makes no sense.
-    pub fn look(&self, depth: Depth) -> anyhow::Result<Look> {
-        let began_ns = worked_ns();
-        let census = census::take(&self.memory, &self.layout, &monotonic_ns)?;
-        let reach = self.standings.wants_reach();
-        let counted_ns = worked_ns();
-        let places = if depth == Depth::Places || self.standings.wants_places() || reach {
-            Some(Places::of(
-                &census.goroutines,
-                &self.memory,
-                &self.layout,
-                &self.wait_reasons,
-                &self.symbols,
-                reach,
-                &monotonic_ns,
-            )?)
-        } else {
-            None
-        };
-        let placed_ns = worked_ns();
-        let pid = self.process.id.pid;
-        let (room, limit_read_ns) = match self.limit_read_ns {
-            Some(read_ns) if census.finished_ns.saturating_sub(read_ns) < LIMIT_NS => {
-                (self.room.now(pid), read_ns)
-            }
-            _ => (Room::of(pid), census.finished_ns),
-        };
-        self.still_there()?;
-        let reached = reach.then(|| Duration::from_nanos(placed_ns.saturating_sub(counted_ns)));
-        let all = Duration::from_nanos(worked_ns().saturating_sub(began_ns));
-        Ok(Look {
-            census,
-            places,
-            room,
-            limit_read_ns,
-            reached,
-            worked: all.saturating_sub(reached.unwrap_or_default()),
-        })
-    }
-
-    /// Corrects the books with what a look found. Every event from before the look ended must have been applied.
-    ///
-    /// Answers what the census has taken this thread, but for following pointers, which rests by itself.
-    pub fn book(&mut self, look: Look) -> Duration {
-        let began_ns = worked_ns();
-        let looked = look.places.is_some();
-        (self.room, self.limit_read_ns) = (look.room, Some(look.limit_read_ns));
-        if let Some(places) = look.places {
-            self.places = places;
-        }
-        let (started_ns, finished_ns) = (look.census.started_ns, look.census.finished_ns);
-        self.ledger.reconcile(look.census, &self.symbols);
-        self.watched_since_ns.get_or_insert(started_ns);
-        self.counted_ns = finished_ns;
-        self.ledger.sample(finished_ns);
-        self.standings.judge(&Moment {
-            ledger: &self.ledger,
-            symbols: &self.symbols,
-            wait_reasons: &self.wait_reasons,
-            places: looked.then_some(&self.places),
-            reached: look.reached,
-            started_ns: self.started_ns,
-            watched_since_ns: self.watched_since_ns.unwrap_or(finished_ns),
-            now_ns: finished_ns,
-        });
-        self.inquire(finished_ns);
-        look.worked + Duration::from_nanos(worked_ns().saturating_sub(began_ns))
-    }
-
-    /// Allows to ask the program itself about its leaks, where it offers to tell.
-    pub fn confirm(&mut self, allowed: bool) {
-        self.confirmation.allowed = allowed;
-    }
-
-    /// Asks the program itself about a leak that it has not confirmed, now and then. It is the next census that sees what
-    /// comes of it.
-    fn inquire(&mut self, now_ns: u64) {
-        /// Least time between two questions: each makes the program collect its garbage.
-        const PAUSE_NS: u64 = 600_000_000_000;
-        /// The same when there was no answer.
-        const LONG_PAUSE_NS: u64 = 3_600_000_000_000;
-        let pid = self.process.id.pid.0;
-        let own = &mut self.confirmation;
-        if let Some(answer) = own.asked.as_ref().and_then(Inquiry::answer) {
-            own.asked = None;
-            match answer {
-                Ok(address) => {
-                    tracing::debug!(pid, %address, "the program was asked about its leaks");
-                }
-                Err(reason) => {
-                    own.not_before_ns = now_ns.saturating_add(LONG_PAUSE_NS);
-                    tracing::info!(pid, %reason, "the program cannot be asked about its leaks");
-                }
-            }
-        }
-        let go = &self.program.build.go;
-        let in_doubt = || {
-            (self.standings.guilty()).any(|site| {
-                let site = &self.ledger.sites[site];
-                site.kind == SiteKind::Goroutine && site.live > 0 && site.leaked == 0
-            })
-        };
-        if own.allowed
-            && own.asked.is_none()
-            && now_ns >= own.not_before_ns
-            && (go.major, go.minor) >= (1, 26)
-            && in_doubt()
-        {
-            own.not_before_ns = now_ns.saturating_add(PAUSE_NS);
-            own.asked = Some(Inquiry::begin(self.process.id.pid));
-        }
-    }
-
-    /// Looks and books, for a target without probes.
-    ///
-    /// # Errors
-    /// As [`Session::look`].
-    pub fn census(&mut self, depth: Depth) -> anyhow::Result<()> {
-        let look = self.look(depth)?;
-        self.book(look);
-        Ok(())
-    }
-
     /// Tells the books when events were lost since the last call; `undecodable` is of the ring that all targets share.
     /// Every event from before must have been applied.
     pub fn note_losses(&mut self, probes: &Probes, undecodable: u64) {
@@ -470,16 +312,6 @@ impl Session {
         }
     }
 
-    /// The kernel is asked by pid: what it answered is about our process only if that still runs, for another may have got
-    /// its number.
-    fn still_there(&self) -> Result<(), MemoryError> {
-        if self.process.is_alive() {
-            Ok(())
-        } else {
-            Err(MemoryError::Exited(self.process.id.pid))
-        }
-    }
-
     /// Takes the probes off; what they said before the last census is kept.
     pub fn detach(&mut self) {
         if let Some(watch) = &mut self.watch {
@@ -492,180 +324,6 @@ impl Session {
         let watch = self.watch.as_mut();
         watch.map_or_else(Vec::new, |watch| watch.attached.detach_at_once())
     }
-
-    /// What was known when the last census ended.
-    #[must_use]
-    pub fn report(&self) -> Report {
-        let blocked = (self.watch.as_ref()).map_or(&[][..], |watch| &watch.blocked);
-        Report::new(
-            &self.ledger,
-            &self.symbols,
-            Facts {
-                target: Target::new(
-                    self.process.id.pid.0,
-                    self.process.started_unix,
-                    self.process.exe.to_string_lossy().into_owned(),
-                    &self.program,
-                )
-                .at(&self.process.whereabouts)
-                .with(self.room),
-                program: &self.program,
-                wait_reasons: &self.wait_reasons,
-                places: &self.places,
-                hidden: (self.watch.as_ref())
-                    .map(|watch| (&watch.cost.estimates, watch.cost.counted)),
-                standings: &self.standings,
-                watched_since_ns: self.watched_since_ns.unwrap_or(self.counted_ns),
-                blocked,
-                events: self.events(),
-                now_ns: self.counted_ns,
-                now_unix: unix_of(self.counted_ns),
-            },
-        )
-    }
-
-    /// A site of the report with its counts over time and the ages of those alive.
-    #[must_use]
-    pub fn explain(&self, site: &SiteReport) -> Explained {
-        Explained::new(site, &self.ledger, self.counted_ns)
-    }
-
-    fn events(&self) -> Events {
-        let since_ns = self.watched_since_ns.unwrap_or(self.counted_ns);
-        let mut events = Events {
-            level: "none",
-            seconds: seconds(self.counted_ns.saturating_sub(since_ns)),
-            ..Events::default()
-        };
-        let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();
-        if let Some(watch) = &self.watch {
-            let cost = &watch.cost;
-            events.level = cost.governor.level().name();
-            events.budget = cost.governor.share().map(|share| share.0);
-            events.overhead_measured = overhead(cost.meter.spent_ns(), self.counted_ns, since_ns);
-            events.hit_cost = Some(cost.calibration);
-            events.overhead_now = cost.meter.overhead();
-            events.cost_seconds = (cost.meter.by_kind())
-                .map(|(kind, _, ns)| (kind_name(kind), ns / 1e9))
-                .collect();
-            let tally = cost.governor.tally();
-            events.changes = LevelChanges {
-                falls: tally.falls,
-                returns: tally.returns,
-                samples: tally.samples,
-                latest: (cost.changes.iter())
-                    .map(|change| LevelChange {
-                        seconds: seconds(change.at_ns.saturating_sub(since_ns)),
-                        from: change.from.name(),
-                        to: change.to.name(),
-                        reason: change.reason.clone(),
-                    })
-                    .collect(),
-            };
-            events.unheard_seconds = seconds(cost.estimates.unknown_ns(cost.counted));
-            for (kind, count) in Kind::ALL.into_iter().zip(watch.hits) {
-                if count > 0 {
-                    events.hits.insert(kind_name(kind), count);
-                }
-            }
-            for (cause, count) in Loss::ALL.into_iter().zip(watch.lost) {
-                lost.insert(loss_name(cause), count);
-            }
-            lost.insert("undecodable", watch.undecodable);
-            events.not_probed = watch
-                .not_probed
-                .iter()
-                .map(|(kind, reason)| (kind_name(*kind), reason.clone()))
-                .collect();
-        }
-        lost.insert("ledger full", self.ledger.turned_away);
-        lost.retain(|_, count| *count > 0);
-        events.lost = lost.values().sum();
-        events.lost_by_cause = lost;
-        events
-    }
-}
-
-/// How often the memory of a process is looked at before its contradictions count.
-pub const PATIENCE: u32 = 10;
-
-/// Asks the memory whether it is what we take it for, again and again while a program starts or moves.
-fn believe(memory: &LiveMemory, layout: &Layout, most: u32) -> anyhow::Result<SelfCheck> {
-    const PAUSE: Duration = Duration::from_millis(30);
-    let mut tries = 1;
-    loop {
-        match census::self_check(memory, layout) {
-            Ok(believed) => return Ok(believed),
-            Err(Distrust::Memory(error @ (MemoryError::Exited(_) | MemoryError::Denied(_)))) => {
-                return Err(error.into());
-            }
-            Err(reason @ Distrust::NotStarted) if tries >= most => {
-                return Err(reason).context("try again when it runs");
-            }
-            Err(reason) if tries >= most => {
-                return Err(reason).context(
-                    "its memory is not what its Go release has, so nothing in it is believed",
-                );
-            }
-            Err(_) => {
-                tries += 1;
-                std::thread::sleep(PAUSE);
-            }
-        }
-    }
-}
-
-/// Why a process whose executable is no Go program cannot be traced: Go code may have been loaded into it.
-fn not_go(process: &Process) -> anyhow::Error {
-    match go_library(process) {
-        Some((path, go)) => anyhow!(
-            "this is not a Go program, but one that has loaded Go code: {} ({go}); leaktrace traces Go programs only",
-            path.display()
-        ),
-        None => Refusal::NotGo.into(),
-    }
-}
-
-/// Refuses a Go program that has loaded a plugin: a plugin brings functions of the runtime with it, so probes on
-/// the program's own would miss what happens in the plugin's.
-fn without_plugins(process: &Process, program: &Program) -> anyhow::Result<()> {
-    // Only a program with this function in it can have loaded one (src/plugin/plugin_dlopen.go).
-    if program.functions.function_named("plugin.open").is_none() {
-        return Ok(());
-    }
-    match go_library(process) {
-        Some((path, _)) => Err(anyhow!(
-            "it has loaded the Go plugin {}; leaktrace traces programs without plugins only",
-            path.display()
-        )),
-        None => Ok(()),
-    }
-}
-
-/// A library in the process that Go compiled, and by which release.
-fn go_library(process: &Process) -> Option<(PathBuf, String)> {
-    process.mapped_files().find_map(|(path, file)| {
-        if path == process.exe {
-            return None;
-        }
-        let build = resolve::buildinfo::read(&Elf::open(&file).ok()?).ok()?;
-        Some((path, build.go.text.escape_debug().to_string()))
-    })
-}
-
-/// A kind of event as users see it.
-#[must_use]
-pub fn kind_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Born => "born",
-        Kind::Ended => "ended",
-        Kind::Parked => "parked",
-        Kind::Readied => "readied",
-        Kind::Armed => "armed",
-        Kind::Stopped => "stopped",
-        Kind::Rearmed => "rearmed",
-        Kind::Fired => "fired",
-    }
 }
 
 /// Whether something that happened is not heard of, or not what it was.
@@ -673,34 +331,5 @@ fn is_of_events(cause: Loss) -> bool {
     match cause {
         Loss::RingFull | Loss::ReadFault | Loss::UnknownSlot | Loss::OverBudget => true,
         Loss::StacksFull | Loss::WaitsFull => false,
-    }
-}
-
-fn loss_name(cause: Loss) -> &'static str {
-    match cause {
-        Loss::RingFull => "ring full",
-        Loss::StacksFull => "stacks full",
-        Loss::ReadFault => "read fault",
-        Loss::UnknownSlot => "unknown slot",
-        Loss::WaitsFull => "waits full",
-        Loss::OverBudget => "over budget",
-    }
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a duration in nanoseconds loses less than a microsecond in a year"
-)]
-fn seconds(ns: u64) -> f64 {
-    ns as f64 / 1e9
-}
-
-/// What was lost as a part of one core, over all the time that was watched.
-fn overhead(spent_ns: f64, now_ns: u64, since_ns: u64) -> f64 {
-    let watched = seconds(now_ns.saturating_sub(since_ns)) * 1e9;
-    if watched > 0.0 {
-        spent_ns / watched
-    } else {
-        0.0
     }
 }

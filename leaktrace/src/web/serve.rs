@@ -43,7 +43,7 @@ const MOST_HEADER_BYTES: usize = 16 << 10;
 /// How long one connection may stay open in all.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// After so long an answer is the connection's last and says so: a scraper connects again, and never meets the end of one.
+/// After so long an answer is the connection's last and says so: who asks all the time connects again, and is not cut off.
 const LAST_ANSWER: Duration = Duration::from_secs(60);
 
 /// What is asked of clients, and what they may see.
