@@ -13,6 +13,7 @@ use std::fs::File;
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use leaktrace_common::event::{Kind, Loss};
@@ -58,6 +59,8 @@ pub struct Session {
     /// When the first census began, and the last ended.
     watched_since_ns: Option<u64>,
     counted_ns: u64,
+    /// What that census took of this thread's time.
+    census_took: Duration,
     confirmation: Confirmation,
 }
 
@@ -128,6 +131,7 @@ impl Session {
             limit_read_ns: None,
             watched_since_ns: None,
             counted_ns: 0,
+            census_took: Duration::ZERO,
             confirmation: Confirmation::default(),
         })
     }

@@ -42,6 +42,23 @@ pub struct HeapLayout {
     pub offsets: HeapOffsets,
     /// The program's variables with pointers in them.
     pub variables: [Range<RuntimeAddr>; 2],
+    /// `runtime.itabTable`, if it is known where that is.
+    pub itab_table: Option<RuntimeAddr>,
+    /// The methods `cancel` of the contexts that others are made of.
+    pub cancels: Vec<RuntimeAddr>,
+    /// What the goroutines of a connection run, if the program has HTTP clients.
+    pub connection_loops: Option<ConnectionLoops>,
+}
+
+/// The code of the two goroutines that each connection of an HTTP client has.
+#[derive(Clone, Debug)]
+pub struct ConnectionLoops {
+    /// `net/http.(*Transport).dialConn`, which starts both.
+    pub starts: Range<RuntimeAddr>,
+    /// `net/http.(*persistConn).readLoop`.
+    pub reads: Range<RuntimeAddr>,
+    /// `net/http.(*persistConn).writeLoop`.
+    pub writes: Range<RuntimeAddr>,
 }
 
 /// The roots of the trees of goroutines that wait for semaphores.
@@ -98,6 +115,13 @@ const FUNCTIONS: [(&str, TimerKind); 6] = [
     ("runtime.netpollWriteDeadline", TimerKind::Deadline),
 ];
 
+/// The contexts that others are made of (src/context/context.go, Go 1.18 to 1.27).
+const CANCELS: [&str; 3] = [
+    "context.(*cancelCtx).cancel",
+    "context.(*timerCtx).cancel",
+    "context.(*afterFuncCtx).cancel",
+];
+
 impl Layout {
     /// The layout of `program` in a process that the kernel moved by `bias`.
     #[must_use]
@@ -106,6 +130,17 @@ impl Layout {
         let entry = |name: &str| {
             let function = program.functions.function_named(name)?;
             Some(bias.to_runtime(function.entry))
+        };
+        let code = |name: &str| {
+            let function = program.functions.function_named(name)?;
+            Some(bias.to_runtime(function.entry)..bias.to_runtime(function.end))
+        };
+        let connection_loops = || {
+            Some(ConnectionLoops {
+                starts: code("net/http.(*Transport).dialConn")?,
+                reads: code("net/http.(*persistConn).readLoop")?,
+                writes: code("net/http.(*persistConn).writeLoop")?,
+            })
         };
         let timer_functions = FUNCTIONS
             .iter()
@@ -129,6 +164,9 @@ impl Layout {
                 offsets: heap.offsets,
                 variables: (heap.variables.clone())
                     .map(|part| bias.to_runtime(part.start)..bias.to_runtime(part.end)),
+                itab_table: heap.itab_table.map(|table| bias.to_runtime(table)),
+                cancels: CANCELS.iter().filter_map(|name| entry(name)).collect(),
+                connection_loops: connection_loops(),
             }),
             offsets: program.offsets.clone(),
             timer_functions: TimerFunctions(timer_functions),

@@ -31,7 +31,7 @@ pub mod waits;
 
 pub use core_file::{CoreError, CoreFile, CoreMemory};
 pub use goroutines::{Goroutine, Status};
-pub use layout::{Anchors, HeapLayout, Layout, SemaphoreTable, TimerFunctions};
+pub use layout::{Anchors, ConnectionLoops, HeapLayout, Layout, SemaphoreTable, TimerFunctions};
 pub use memory::{LiveMemory, Memory, MemoryError, Piece};
 pub use places::Places;
 pub use self_check::{Distrust, SelfCheck, self_check};

@@ -1,11 +1,10 @@
 //! Where are goroutines stuck, and on what? All that a report shows beyond counts.
 
-use super::reach::{self, ReachError};
+use super::reach::{self, ReachError, Reached, Scene};
 use super::semaphores::{Semaphore, semaphores};
 use super::stacks::{self, StackGroup};
 use super::waits::{Channel, SiteWait, channels};
-use super::{Goroutine, Layout, Memory, MemoryError};
-use crate::event::Goid;
+use super::{Census, Layout, Memory, MemoryError};
 use crate::ledger::Symbolizer;
 
 /// What a census saw of places: empty when it only counted.
@@ -17,9 +16,8 @@ pub struct Places {
     pub channels: Vec<SiteWait<Channel>>,
     /// The semaphores that they wait for.
     pub semaphores: Vec<SiteWait<Semaphore>>,
-    /// Those that wait for what nothing else refers to, in the order of their numbers; `None` when nobody looked, or that
-    /// cannot be told.
-    pub stranded: Option<Vec<Goid>>,
+    /// Who could still wake them, and who could stop timers; `None` when nobody looked, or that cannot be told.
+    pub reached: Option<Reached>,
 }
 
 impl Places {
@@ -29,7 +27,7 @@ impl Places {
     /// # Errors
     /// When the memory as a whole is out of reach; what cannot be read is left out.
     pub fn of(
-        goroutines: &[Goroutine],
+        census: &Census,
         memory: &dyn Memory,
         layout: &Layout,
         wait_reasons: &[String],
@@ -37,20 +35,19 @@ impl Places {
         reach: bool,
         clock: &dyn Fn() -> u64,
     ) -> Result<Self, MemoryError> {
+        let goroutines = &census.goroutines;
         let channels = channels(memory, layout, wait_reasons, goroutines)?;
         let semaphores = semaphores(memory, layout, wait_reasons, goroutines)?;
-        let stranded = reach.then(|| {
-            reach::stranded(
-                memory,
-                layout,
-                wait_reasons,
-                goroutines,
-                &channels,
-                &semaphores,
-                clock,
-            )
-        });
-        let stranded = match stranded.transpose() {
+        let scene = Scene {
+            memory,
+            layout,
+            wait_reasons,
+            goroutines,
+            timers: census.timers.as_deref().unwrap_or_default(),
+            channels: &channels,
+            semaphores: &semaphores,
+        };
+        let reached = match reach.then(|| reach::look(&scene, clock)).transpose() {
             Err(ReachError::Memory(error)) if !matches!(error, MemoryError::Unmapped { .. }) => {
                 return Err(error);
             }
@@ -58,22 +55,21 @@ impl Places {
                 tracing::debug!(%reason, "it is not known who could still be woken");
                 None
             }
-            Ok(reached) => reached.map(|reached| {
-                let (milliseconds, found) = (reached.took_ns / 1_000_000, reached.stranded.len());
+            Ok(reached) => reached.inspect(|reached| {
                 tracing::debug!(
                     bytes = reached.bytes,
-                    milliseconds,
-                    found,
+                    milliseconds = reached.took_ns / 1_000_000,
+                    alone = reached.alone.len(),
+                    forgotten = reached.forgotten.len(),
                     "all pointers were followed"
                 );
-                reached.stranded
             }),
         };
         Ok(Self {
             stacks: stacks::walk(memory, layout, symbols, goroutines)?,
             channels: channels.by_site(goroutines),
             semaphores: semaphores.by_site(goroutines),
-            stranded,
+            reached,
         })
     }
 }

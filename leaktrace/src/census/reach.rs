@@ -1,43 +1,45 @@
-//! Who could still wake a goroutine? Follows every pointer of the program from outside, as its own garbage collector does.
+//! Who could still wake a goroutine, or stop a timer? Follows every pointer of the program from outside, as its own garbage
+//! collector does.
 //!
 //! A goroutine that waits on channels or semaphores which nothing else refers to waits for ever. The way to tell is that of
 //! Go 1.27's goroutineleak profile (src/runtime/mgc.go: `findMaybeRunnableGoroutines`): what variables and the stacks of
 //! runnable goroutines refer to is alive; a goroutine that waits for something alive is alive, too, and so is what its stack
 //! refers to; who is left over at the end is stranded.
 //!
+//! Two things keep others without having any use for them: a context lists the contexts made of it, and the heaps of timers
+//! list the timers. So pointers are followed in steps ([`look`]): first without either, then with the functions that timers
+//! call, the contexts, and the timers that send on channels. In which step somebody wakes says who alone could wake him
+//! ([`Waker`]), and a timer that nothing led to before its own step was forgotten by whoever could stop it.
+//!
 //! Every word that could be a pointer is taken for one, so that too much counts as alive rather than too little. The
 //! program runs on meanwhile and may move a pointer past the reader: one walk is no proof, and callers want two to agree.
 
 use foldhash::{HashMap, HashMapExt};
 
+use self::asleep::Asleep;
+use self::heap::{Spans, words};
+use self::steps::Found;
 use super::semaphores::Semaphore;
 use super::waits::{Channel, Waits};
-use super::{Fields, Goroutine, HeapLayout, Layout, Memory, MemoryError, Piece, Status};
-use super::{for_each_structure, read_addresses};
+use super::{
+    CensusError, Goroutine, Layout, Memory, MemoryError, Piece, Timer, for_each_structure, timers,
+};
 use crate::address::RuntimeAddr;
 use crate::event::Goid;
 
+mod asleep;
+mod heap;
+mod keepers;
+mod steps;
+
 /// Goroutines of a program that is looked through.
 const MOST_GOROUTINES: usize = 200_000;
-/// Spans of its heap.
-const MOST_SPANS: u64 = 1 << 18;
-/// Objects in those, one bit each.
-const MOST_OBJECTS: u64 = 1 << 27;
-/// Bytes that are read of it.
+/// Bytes that are read of its variables, stacks and objects.
 const MOST_BYTES: u64 = 256 << 20;
 /// Stretches that wait to be read.
 const MOST_WORK: usize = 1 << 21;
-/// Objects with finalizers, cleanups or profile records.
-const MOST_SPECIALS: usize = 1 << 17;
 /// Time, in nanoseconds: other targets wait meanwhile.
 const MOST_NS: u64 = 2_000_000_000;
-
-/// src/runtime/mheap.go: `mSpanInUse`.
-const IN_USE: u8 = 1;
-/// src/runtime/malloc.go: `pageSize`.
-const PAGE: u64 = 8 << 10;
-/// Roots of `runtime.semtable`.
-const SEMAPHORE_ROOTS: u64 = 251;
 
 /// Why it is not known who is stranded.
 #[derive(Debug, thiserror::Error)]
@@ -59,75 +61,121 @@ pub enum ReachError {
     Unreadable,
 }
 
+/// Who alone could still wake a goroutine, as far as memory shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waker {
+    /// Nobody: nothing else refers to what it waits for.
+    Nobody,
+    /// Nobody who matters: it keeps a connection, and nothing else refers to the body of a response that has to be read or
+    /// closed first. The end of the request's context would end it, too.
+    NobodyHasTheBody,
+    /// The end of the context that its own was made of: nothing else has its context, or the function that cancels that.
+    Parent,
+    /// Its timer, and it waits for nothing else.
+    Timer,
+    /// Its timer: it waits for more, but nothing else refers to that.
+    TimerInVain,
+}
+
 /// What following all pointers told, and what it took.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reached {
-    /// The goroutines that wait for what nobody else refers to, in the order of their numbers.
-    pub stranded: Vec<Goid>,
+    /// Goroutines that hardly anybody could wake, in the order of their numbers.
+    pub alone: Vec<(Goid, Waker)>,
+    /// Pending timers that nobody is left to stop, in the order of their addresses: nothing but the timer itself leads to
+    /// what holds it and nobody waits for that, or only goroutines that it wakes in vain refer to it.
+    pub forgotten: Vec<RuntimeAddr>,
     /// Bytes of variables, stacks and objects that were looked at.
     pub bytes: u64,
     /// Nanoseconds.
     pub took_ns: u64,
 }
 
-/// Looks for the goroutines that wait for what nobody else refers to. `clock` answers CLOCK_MONOTONIC in nanoseconds: after
-/// two seconds this gives up.
+/// A program between two moments, as the census found it.
+#[derive(Clone, Copy)]
+pub struct Scene<'s> {
+    /// Its memory.
+    pub memory: &'s dyn Memory,
+    /// Where the runtime keeps what.
+    pub layout: &'s Layout,
+    /// Names of the wait reasons, by number.
+    pub wait_reasons: &'s [String],
+    /// All its goroutines.
+    pub goroutines: &'s [Goroutine],
+    /// All its pending timers, as far as they are known.
+    pub timers: &'s [Timer],
+    /// The channels that they wait on.
+    pub channels: &'s Waits<Channel>,
+    /// The semaphores that they wait for.
+    pub semaphores: &'s Waits<Semaphore>,
+}
+
+/// Looks for the goroutines that hardly anybody could wake, and for the timers that nobody could stop. `clock` answers
+/// CLOCK_MONOTONIC in nanoseconds: after two seconds this gives up.
 ///
 /// # Errors
 /// When that cannot be told.
-pub fn stranded(
-    memory: &dyn Memory,
-    layout: &Layout,
-    wait_reasons: &[String],
-    goroutines: &[Goroutine],
-    channels: &Waits<Channel>,
-    semaphores: &Waits<Semaphore>,
-    clock: &dyn Fn() -> u64,
-) -> Result<Reached, ReachError> {
+pub fn look(scene: &Scene<'_>, clock: &dyn Fn() -> u64) -> Result<Reached, ReachError> {
     let began_ns = clock();
-    let heap = layout.heap.as_ref().ok_or(ReachError::Unknown)?;
-    if goroutines.len() > MOST_GOROUTINES {
+    let heap = scene.layout.heap.as_ref().ok_or(ReachError::Unknown)?;
+    if scene.goroutines.len() > MOST_GOROUTINES {
         return Err(ReachError::TooMuch("goroutines"));
     }
     // Who waits for more than was looked at could be woken by that.
-    if channels.left_out > 0 {
+    if scene.channels.left_out > 0 {
         return Err(ReachError::TooMuch("channels"));
     }
+    let heaps = timers::heaps(scene.memory, scene.layout).map_err(|error| match error {
+        CensusError::Memory(error) => ReachError::Memory(error),
+        _ => ReachError::TooMuch("processors"),
+    })?;
     let mut walk = Walk {
-        memory,
-        spans: Spans::read(memory, heap)?,
+        scene,
+        spans: Spans::read(scene.memory, heap)?,
+        cancelers: keepers::cancelers(scene.memory, heap)?,
+        children: Vec::new(),
         work: Vec::new(),
         bytes: 0,
         waiters: HashMap::new(),
-        stacks: stacks(memory, layout, goroutines)?,
-        goroutines,
-        asleep: vec![false; goroutines.len()],
+        stacks: stacks(scene.memory, scene.layout, scene.goroutines)?,
+        asleep: vec![false; scene.goroutines.len()],
         clock,
         until_ns: began_ns.saturating_add(MOST_NS),
     };
-    // The list of all goroutines refers to each: that wakes nobody.
-    for goroutine in goroutines {
+    // The list of all goroutines refers to each: that wakes nobody. Nor do the Ps with their heaps of timers; among what they
+    // count are addresses of pages, which look like pointers to the first object there.
+    for goroutine in scene.goroutines {
         walk.spans.mark(goroutine.g.0);
     }
-    walk.wait_for(layout, wait_reasons, channels, semaphores)?;
-    for index in 0..goroutines.len() {
-        if !walk.asleep.get(index).copied().unwrap_or_default() {
-            walk.wake(index)?;
+    for (p, array) in &heaps {
+        walk.spans.mark(*p);
+        walk.spans.mark(*array);
+    }
+    let asleep = Asleep::find(&walk)?;
+    walk.lay_down(&asleep);
+    let mut found = Found::default();
+    walk.whoever_has_a_use(heap)?;
+    walk.what_timers_call(&mut found)?;
+    walk.ends_of_contexts(&mut found)?;
+    walk.times_that_are_sent(&asleep, &mut found)?;
+    // Those that were armed since the census counted them.
+    for (_, array) in heaps {
+        if let Some((base, bytes)) = walk.spans.extent(array) {
+            walk.push(base, bytes)?;
         }
     }
-    for variables in &heap.variables {
-        walk.variables(layout, variables.start.0, variables.end.0)?;
-    }
-    walk.specials()?;
     walk.drain()?;
-    let mut stranded: Vec<Goid> = (goroutines.iter())
-        .zip(&walk.asleep)
-        .filter(|(_, asleep)| **asleep)
-        .map(|(goroutine, _)| goroutine.goid)
+    walk.who_is_left(&asleep, &mut found);
+    let mut alone: Vec<(Goid, Waker)> = (found.wakers.into_iter())
+        .filter_map(|(index, waker)| Some((scene.goroutines.get(index)?.goid, waker)))
         .collect();
-    stranded.sort_unstable();
+    alone.sort_unstable_by_key(|(goid, _)| *goid);
+    let mut forgotten = found.forgotten;
+    forgotten.sort_unstable();
+    forgotten.dedup();
     Ok(Reached {
-        stranded,
+        alone,
+        forgotten: forgotten.into_iter().map(RuntimeAddr).collect(),
         bytes: walk.bytes,
         took_ns: clock().saturating_sub(began_ns),
     })
@@ -165,14 +213,17 @@ fn stacks(
 
 /// What is alive so far, and what of it was not looked at yet.
 struct Walk<'w> {
-    memory: &'w dyn Memory,
+    scene: &'w Scene<'w>,
     spans: Spans,
+    /// The tables of methods by which a context lists those made of it ([`keepers::cancelers`]).
+    cancelers: Vec<u64>,
+    /// Contexts that only such a list was met to refer to so far.
+    children: Vec<u64>,
     work: Vec<(u64, u64)>,
     bytes: u64,
     /// Object -> goroutines that whoever has it can wake.
     waiters: HashMap<u64, Vec<usize>>,
     stacks: HashMap<u64, (u64, u64)>,
-    goroutines: &'w [Goroutine],
     /// By index: waits, and nobody was found who could wake it.
     asleep: Vec<bool>,
     clock: &'w dyn Fn() -> u64,
@@ -187,95 +238,25 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Notes who waits for what, where all of that lies in the heap. Everybody else counts as awake.
-    fn wait_for(
-        &mut self,
-        layout: &Layout,
-        wait_reasons: &[String],
-        channels: &Waits<Channel>,
-        semaphores: &Waits<Semaphore>,
-    ) -> Result<(), ReachError> {
-        /// A select that names more is not followed to its end.
-        const MOST_CASES: usize = 63;
-        let mut on: HashMap<usize, Vec<u64>> = HashMap::new();
-        for (index, thing) in &channels.edges {
-            if let Some(channel) = channels.things.get(*thing) {
-                on.entry(*index).or_default().push(channel.address.0);
-            }
-        }
-        for (index, thing) in &semaphores.edges {
-            if let Some(semaphore) = semaphores.things.get(*thing) {
-                on.entry(*index).or_default().push(semaphore.address.0);
-            }
-        }
-        for (index, goroutine) in self.goroutines.iter().enumerate() {
-            let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
-            let own = match reason.map(String::as_str) {
-                _ if goroutine.status != Status::Waiting || on.contains_key(&index) => None,
-                // The runtime's `coro` begins with its goroutine (src/runtime/coro.go).
-                Some("coroutine") => Some(0),
-                // Before Go 1.26 only its own stack says by which `sudog` it hangs in the list of the Cond.
-                Some("sync.Cond.Wait") => Some(layout.offsets.sudog_g),
-                _ => None,
-            };
-            if let Some(back) = own
-                && let Some(object) = self.refers_back(goroutine, u64::from(back))?
-            {
-                on.insert(index, vec![object]);
-            }
-        }
-        for (index, things) in on {
-            let objects: Option<Vec<u64>> = (things.iter())
-                .map(|thing| self.spans.base(*thing))
-                .collect();
-            let Some(objects) = objects.filter(|_| things.len() <= MOST_CASES) else {
-                continue;
-            };
+    fn is_asleep(&self, index: usize) -> bool {
+        self.asleep.get(index).copied().unwrap_or_default()
+    }
+
+    /// Notes who waits for what.
+    fn lay_down(&mut self, all: &Asleep) {
+        for (index, objects) in all.iter() {
             if let Some(asleep) = self.asleep.get_mut(index) {
                 *asleep = true;
                 for object in objects {
-                    self.waiters.entry(object).or_default().push(index);
+                    self.waiters.entry(*object).or_default().push(index);
                 }
             }
         }
-        Ok(())
-    }
-
-    /// The one object that a goroutine's own stack refers to and that names the goroutine, `back` bytes from its start.
-    fn refers_back(&self, goroutine: &Goroutine, back: u64) -> Result<Option<u64>, ReachError> {
-        /// Of a stack: it blocks in the innermost frames.
-        const MOST: u64 = 2 << 10;
-        self.in_time()?;
-        let Some(&(low, high)) = self.stacks.get(&goroutine.g.0) else {
-            return Ok(None);
-        };
-        let used = high.saturating_sub(low).min(MOST);
-        let mut bytes = vec![0; usize::try_from(used).unwrap_or(0)];
-        match self.memory.read(RuntimeAddr(low), &mut bytes) {
-            Err(MemoryError::Unmapped { .. }) => return Ok(None),
-            other => other?,
-        }
-        let mut objects: Vec<u64> = words(&bytes)
-            .filter_map(|word| self.spans.base(word))
-            .collect();
-        objects.sort_unstable();
-        objects.dedup();
-        let mut found = None;
-        for object in objects {
-            match self.memory.word(RuntimeAddr(object).offset(back)) {
-                Ok(word) if word == goroutine.g.0 && found.replace(object).is_some() => {
-                    return Ok(None);
-                }
-                Ok(_) | Err(MemoryError::Unmapped { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(found)
     }
 
     /// A goroutine runs, or may: what it refers to is alive.
     fn wake(&mut self, index: usize) -> Result<(), ReachError> {
-        let Some(goroutine) = self.goroutines.get(index) else {
+        let Some(goroutine) = self.scene.goroutines.get(index) else {
             return Ok(());
         };
         if let Some(asleep) = self.asleep.get_mut(index) {
@@ -289,67 +270,6 @@ impl Walk<'_> {
         // Its deferred calls.
         if let Some((base, bytes)) = self.spans.extent(goroutine.g.0) {
             self.push(base, bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Variables, without the trees of those who wait for semaphores: being in one wakes nobody.
-    fn variables(&mut self, layout: &Layout, start: u64, end: u64) -> Result<(), ReachError> {
-        let without = layout.semaphores.map_or(end..end, |table| {
-            let bytes = SEMAPHORE_ROOTS.saturating_mul(table.stride);
-            table.roots.0.clamp(start, end)..table.roots.0.saturating_add(bytes).clamp(start, end)
-        });
-        self.push(start, without.start.saturating_sub(start))?;
-        self.push(without.end, end.saturating_sub(without.end))
-    }
-
-    /// What happens to an object when it is collected may wake somebody: such objects are alive.
-    fn specials(&mut self) -> Result<(), ReachError> {
-        let mut listed = std::mem::take(&mut self.spans.specials);
-        let mut met = 0;
-        while !listed.is_empty() {
-            met += listed.len();
-            if met > MOST_SPECIALS {
-                return Err(ReachError::TooMuch("objects with finalizers"));
-            }
-            let mut next = Vec::new();
-            for chunk in listed.chunks(1024) {
-                self.in_time()?;
-                // src/runtime/mheap.go: `special` and what follows it in those that call a function.
-                const BYTES: usize = 32;
-                let pieces: Vec<Piece> = (chunk.iter())
-                    .map(|(_, special)| Piece {
-                        address: RuntimeAddr(*special),
-                        bytes: BYTES,
-                    })
-                    .collect();
-                let mut bytes = vec![0; BYTES * pieces.len()];
-                let read = self.memory.read_pieces(&pieces, &mut bytes)?;
-                for (((start, special), bytes), read) in
-                    chunk.iter().zip(bytes.chunks_exact(BYTES)).zip(read)
-                {
-                    let mut own = [0; BYTES];
-                    own.copy_from_slice(bytes);
-                    if !read {
-                        // The last one of its page has nothing behind it.
-                        let (head, _) = own.split_at_mut(16);
-                        (self.memory.read(RuntimeAddr(*special), head))
-                            .map_err(|_| ReachError::Unreadable)?;
-                    }
-                    let mut fields = Fields(&own);
-                    let following = fields.word(0);
-                    // A word from Go 1.24 on, before that its low half.
-                    let object = start.saturating_add(fields.word(8) & 0xffff);
-                    self.found(object)?;
-                    for word in words(&own) {
-                        self.found(word)?;
-                    }
-                    if following != 0 {
-                        next.push((*start, following));
-                    }
-                }
-            }
-            listed = next;
         }
         Ok(())
     }
@@ -382,7 +302,7 @@ impl Walk<'_> {
             self.push(base, bytes)?;
         }
         for index in self.waiters.remove(&base).unwrap_or_default() {
-            if self.asleep.get(index).copied().unwrap_or_default() {
+            if self.is_asleep(index) {
                 self.wake(index)?;
             }
         }
@@ -399,6 +319,9 @@ impl Walk<'_> {
         let mut buffer = Vec::new();
         while !self.work.is_empty() {
             self.in_time()?;
+            if self.children.len() > MOST_WORK {
+                return Err(ReachError::TooMuch("contexts"));
+            }
             let mut batch = Vec::new();
             let mut total = 0;
             while total < BATCH
@@ -437,154 +360,24 @@ impl Walk<'_> {
             }
             buffer.clear();
             buffer.resize(filled, 0);
-            let read = self.memory.read_pieces(&pieces, &mut buffer)?;
+            let read = self.scene.memory.read_pieces(&pieces, &mut buffer)?;
             if read.contains(&false) {
                 return Err(ReachError::Unreadable);
             }
             for (start, bytes) in places {
                 let stretch = (start.checked_add(bytes)).and_then(|end| buffer.get(start..end));
+                let mut before = 0;
                 for word in words(stretch.unwrap_or_default()) {
-                    self.found(word)?;
+                    if self.cancelers.contains(&before) {
+                        self.children.push(word);
+                    } else if !self.spans.are_bounds_of_stack(before, word) {
+                        self.found(word)?;
+                    }
+                    before = word;
                 }
             }
         }
         Ok(())
-    }
-}
-
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    (bytes.chunks_exact(8)).filter_map(|word| word.first_chunk().copied().map(u64::from_le_bytes))
-}
-
-/// A stretch of the heap with objects of one size.
-#[derive(Clone, Copy)]
-struct Span {
-    start: u64,
-    end: u64,
-    element_bytes: u64,
-    has_pointers: bool,
-    /// The bit of its first object.
-    first: u64,
-}
-
-/// The heap.
-struct Spans {
-    /// In the order of their addresses.
-    all: Vec<Span>,
-    marks: Vec<u64>,
-    /// Start of a span, and its first special.
-    specials: Vec<(u64, u64)>,
-    low: u64,
-    high: u64,
-}
-
-impl Spans {
-    fn read(memory: &dyn Memory, heap: &HeapLayout) -> Result<Self, ReachError> {
-        let offsets = &heap.offsets;
-        let list = heap.mheap.offset(u64::from(offsets.allspans));
-        let count = memory.word(list.offset(8))?;
-        if count > MOST_SPANS {
-            return Err(ReachError::TooMuch("spans"));
-        }
-        let mut addresses = read_addresses(memory, RuntimeAddr(memory.word(list)?), count, 8)?;
-        let ends = [
-            offsets.start + 8,
-            offsets.pages + 8,
-            offsets.element_bytes + 8,
-            offsets.state + 1,
-            offsets.class + 1,
-            offsets.specials + 8,
-        ];
-        let size = ends.into_iter().max().unwrap_or(0) as usize;
-        let mut all = Vec::new();
-        let mut specials = Vec::new();
-        let mut unreadable = 0;
-        for_each_structure(
-            memory,
-            &mut addresses,
-            size,
-            &mut unreadable,
-            |_, mut fields| {
-                let start = fields.word(offsets.start as usize);
-                let bytes = fields.word(offsets.pages as usize).checked_mul(PAGE);
-                let end = bytes.and_then(|bytes| start.checked_add(bytes));
-                let element_bytes = fields.word(offsets.element_bytes as usize);
-                let Some(end) = end.filter(|end| {
-                    fields.byte(offsets.state as usize) == IN_USE
-                        && *end > start
-                        && (8..=*end - start).contains(&element_bytes)
-                }) else {
-                    return;
-                };
-                all.push(Span {
-                    start,
-                    end,
-                    element_bytes,
-                    has_pointers: fields.byte(offsets.class as usize) & 1 == 0,
-                    first: 0,
-                });
-                let special = fields.word(offsets.specials as usize);
-                if special != 0 {
-                    specials.push((start, special));
-                }
-            },
-        )?;
-        if unreadable > 0 {
-            return Err(ReachError::Unreadable);
-        }
-        all.sort_unstable_by_key(|span| span.start);
-        let mut objects = 0_u64;
-        for span in &mut all {
-            span.first = objects;
-            let own = (span.end - span.start).div_ceil(span.element_bytes);
-            objects = objects.saturating_add(own);
-        }
-        if objects > MOST_OBJECTS {
-            return Err(ReachError::TooMuch("objects"));
-        }
-        Ok(Self {
-            low: all.first().map_or(u64::MAX, |span| span.start),
-            high: all.iter().map(|span| span.end).max().unwrap_or(0),
-            all,
-            marks: vec![0; usize::try_from(objects.div_ceil(64)).unwrap_or(0)],
-            specials,
-        })
-    }
-
-    /// The span that an address lies in, and which of its objects.
-    fn locate(&self, address: u64) -> Option<(&Span, u64)> {
-        if address < self.low || address >= self.high {
-            return None;
-        }
-        let after = self.all.partition_point(|span| span.start <= address);
-        let span = self.all.get(after.checked_sub(1)?)?;
-        (address < span.end).then(|| (span, (address - span.start) / span.element_bytes))
-    }
-
-    /// Start and length of the object that an address lies in.
-    fn extent(&self, address: u64) -> Option<(u64, u64)> {
-        let (span, number) = self.locate(address)?;
-        let base = span.start + number * span.element_bytes;
-        Some((base, span.element_bytes.min(span.end - base)))
-    }
-
-    fn base(&self, address: u64) -> Option<u64> {
-        self.extent(address).map(|(base, _)| base)
-    }
-
-    /// Marks the object that an address lies in; where it is and whether it has pointers, if it was not marked before.
-    fn mark(&mut self, address: u64) -> Option<(u64, u64, bool)> {
-        let (span, number) = self.locate(address)?;
-        let bit = span.first + number;
-        let base = span.start + number * span.element_bytes;
-        let (bytes, has_pointers) = (span.element_bytes.min(span.end - base), span.has_pointers);
-        let word = self.marks.get_mut(usize::try_from(bit / 64).ok()?)?;
-        let mask = 1 << (bit % 64);
-        if *word & mask != 0 {
-            return None;
-        }
-        *word |= mask;
-        Some((base, bytes, has_pointers))
     }
 }
 

@@ -172,6 +172,21 @@ fn heap_of(
     }))
 }
 
+/// All Ps, each with where its heap keeps the entries; 0 where it has none, or that is not known.
+pub(super) fn heaps(memory: &dyn Memory, layout: &Layout) -> Result<Vec<(u64, u64)>, CensusError> {
+    let mut heaps = Vec::new();
+    for p in processors(memory, layout)? {
+        let timers = (layout.offsets.p_timers).map(|timers| p.offset(u64::from(timers)));
+        let array = match timers.map(|timers| heap_of(memory, layout, p, timers)) {
+            Some(Ok(Some(heap))) => memory.word(heap.header)?,
+            None | Some(Ok(None) | Err(MemoryError::Unmapped { .. })) => 0,
+            Some(Err(error)) => return Err(error.into()),
+        };
+        heaps.push((p.0, array));
+    }
+    Ok(heaps)
+}
+
 /// Refuses more timers than we read.
 fn plausible(count: u64) -> Result<(), CensusError> {
     if count > MOST_TIMERS {

@@ -70,9 +70,8 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     let symbols = Symbolizer::new(Rc::clone(&program), bias, layout.timer_functions.clone());
     progress.next("counting what was alive");
     let census = census::take(&memory, &layout, &|| 0)?;
-    let goroutines = &census.goroutines;
     let places = Places::of(
-        goroutines,
+        &census,
         &memory,
         &layout,
         &wait_reasons,
@@ -85,6 +84,7 @@ fn of_core(path: &Path, exe: Option<&Path>) -> anyhow::Result<Report> {
     let mut standings = Standings::default();
     standings.judge(&Moment {
         reached: None,
+        has_pointers: layout.heap.is_some(),
         ledger: &ledger,
         symbols: &symbols,
         wait_reasons: &wait_reasons,

@@ -71,6 +71,8 @@ pub struct HeapPlace {
     pub offsets: HeapOffsets,
     /// The program's variables with pointers in them.
     pub variables: [Range<VirtAddr>; 2],
+    /// `runtime.itabTable`: all pairs of an interface and a type that were met, with their methods.
+    pub itab_table: Option<VirtAddr>,
 }
 
 /// No program has more than this of variables; the symbols lie.
@@ -91,5 +93,6 @@ pub(super) fn find(elf: &Elf<'_>, offsets: HeapOffsets) -> Option<HeapPlace> {
             range("runtime.data", "runtime.edata")?,
             range("runtime.bss", "runtime.ebss")?,
         ],
+        itab_table: symbol("runtime.itabTable"),
     })
 }

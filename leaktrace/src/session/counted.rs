@@ -54,7 +54,7 @@ impl Session {
         let counted_ns = worked_ns();
         let places = if depth == Depth::Places || self.standings.wants_places() || reach {
             Some(Places::of(
-                &census.goroutines,
+                &census,
                 &self.memory,
                 &self.layout,
                 &self.wait_reasons,
@@ -107,12 +107,14 @@ impl Session {
             wait_reasons: &self.wait_reasons,
             places: looked.then_some(&self.places),
             reached: look.reached,
+            has_pointers: self.layout.heap.is_some(),
             started_ns: self.started_ns,
             watched_since_ns: self.watched_since_ns.unwrap_or(finished_ns),
             now_ns: finished_ns,
         });
         self.inquire(finished_ns);
-        look.worked + Duration::from_nanos(worked_ns().saturating_sub(began_ns))
+        self.census_took = look.worked + Duration::from_nanos(worked_ns().saturating_sub(began_ns));
+        self.census_took
     }
 
     /// Allows to ask the program itself about its leaks, where it offers to tell.

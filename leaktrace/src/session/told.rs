@@ -53,6 +53,7 @@ impl Session {
         let mut events = Events {
             level: "none",
             seconds: seconds(self.counted_ns.saturating_sub(since_ns)),
+            census_seconds: self.census_took.as_secs_f64(),
             ..Events::default()
         };
         let mut lost: BTreeMap<&'static str, u64> = BTreeMap::new();

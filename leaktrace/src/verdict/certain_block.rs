@@ -70,12 +70,25 @@ impl Rule for CertainBlock {
             };
         }
         // A program may leave one behind on purpose; a crowd is no purpose.
-        let stranded = evidence.tally.stranded;
+        let stranded = evidence.tally.alone.nobody;
         let on_nothing = match stranded {
             0 => Level::Ok,
             many if many >= config.certain_block.stranded => Level::Leak,
             _ => Level::Suspect,
         };
+        let bodies = evidence.tally.alone.body;
+        if bodies >= config.certain_block.stranded {
+            return Opinion {
+                level: Level::Leak,
+                sentence: format!(
+                    "{bodies} of {} have been waiting for at least {} for the bodies of responses to be read or closed, and \
+                     nothing else in the program refers to those: nobody can any more",
+                    evidence.things(evidence.count),
+                    super::duration(config.stalled.seconds),
+                ),
+                certain: true,
+            };
+        }
         if on_nothing > on_nil.max(in_select) {
             return Opinion {
                 level: on_nothing,

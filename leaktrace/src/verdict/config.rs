@@ -13,9 +13,11 @@ pub struct Config {
     pub standing: StandingConfig,
     /// Goroutines that nothing can ever wake.
     pub certain_block: CertainBlockConfig,
+    /// A crowd that waits for contexts which nobody can cancel any more.
+    pub lost_cancel: LostCancelConfig,
     /// More and more that do not move.
     pub stuck_and_growing: StuckAndGrowingConfig,
-    /// More and more that loop and never end.
+    /// More and more that loop and never end, or a crowd that nobody can tell to.
     pub looping: LoopingConfig,
     /// A crowd that has not moved at all.
     pub stalled: StalledConfig,
@@ -117,6 +119,16 @@ rule! {
 }
 
 rule! {
+    /// `lost-cancel`
+    LostCancelConfig {
+        /// Goroutines of one line that were born while leaktrace listened from which on it is a leak.
+        crowd: u64 = 10,
+        /// The same of those that may have been there before, which are suspect: a program may mean a few to stay.
+        crowd_before: u64 = 50,
+    }
+}
+
+rule! {
     /// `stuck-and-growing`
     StuckAndGrowingConfig {
         /// How long the rise must last where healthy programs do not rest: in a send, or waiting for a lock.
@@ -135,6 +147,11 @@ rule! {
     LoopingConfig {
         /// How long the rise must last.
         seconds: u64 = 40,
+        /// How many that only their timers can wake must have come while leaktrace listened; then no rise is needed.
+        crowd: u64 = 50,
+        /// How long a program starts: loops, and waits for contexts that nobody has, may be meant to stay since then. The rules
+        /// of timers that nobody can stop use it, too.
+        start_up_seconds: u64 = 60,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::span::{Profile, Span};
 use super::wait::{WAITS, Wait};
 use crate::census::TimerKind;
+use crate::census::reach::Waker;
 
 /// What a site makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Evidence {
     pub due: Due,
     /// What goes on in the program besides.
     pub program: Around,
+    /// Whether following the program's pointers tells who could still wake a goroutine that rests: then nothing else has to.
+    pub pointers_tell: bool,
 }
 
 /// What the live things of one site add up to.
@@ -63,8 +66,15 @@ pub struct Tally {
     pub longest_still_late_ns: [u64; WAITS],
     /// How many that nothing can ever wake were born while we listened, later than the start of the program.
     pub certain_and_new: u64,
-    /// How many wait for what nothing else in the program refers to.
-    pub stranded: u64,
+    /// Those that hardly anybody could wake, as far as somebody looked: goroutines that have not moved for long
+    /// (`stalled.seconds`), and those that only time wakes once they are that old.
+    pub alone: Alone,
+    /// The same of those alone whose birth was heard, later than the start of the program (`looping.start-up-seconds`).
+    pub alone_late: Alone,
+    /// How many were born so late and are that old.
+    pub late: u64,
+    /// Timers of those that nobody is left to stop: tickers, and others that are due late.
+    pub forgotten: u64,
     /// How many the runtime itself found to have leaked.
     pub confirmed: u64,
     /// Timers that have been pending for long (`stalled.seconds`).
@@ -75,6 +85,34 @@ pub struct Tally {
     pub due_late: u64,
     /// The longest time until a timer that is not due late is due, in nanoseconds.
     pub longest_due_ns: u64,
+}
+
+/// How many of one site hardly anybody could wake (`census::reach::Waker`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Alone {
+    /// Nobody could.
+    pub nobody: u64,
+    /// Nobody who matters: a body that is to be read or closed is lost.
+    pub body: u64,
+    /// The end of the context that theirs was made of.
+    pub parent: u64,
+    /// Their timer, and they wait for nothing else.
+    pub timer: u64,
+    /// Their timer; they wait for more, and nothing else refers to that.
+    pub timer_in_vain: u64,
+}
+
+impl Alone {
+    pub(super) fn add(&mut self, waker: Waker) {
+        let count = match waker {
+            Waker::Nobody => &mut self.nobody,
+            Waker::NobodyHasTheBody => &mut self.body,
+            Waker::Parent => &mut self.parent,
+            Waker::Timer => &mut self.timer,
+            Waker::TimerInVain => &mut self.timer_in_vain,
+        };
+        *count += 1;
+    }
 }
 
 /// Where goroutines of one site are stuck, and on what.

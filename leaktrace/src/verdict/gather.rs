@@ -9,6 +9,7 @@ use super::reach::Reach;
 use super::span::{self, SPANS};
 use super::wait::Wait;
 use super::{Config, Usual};
+use crate::census::reach::Waker;
 use crate::census::stacks::StackGroup;
 use crate::census::{Places, TimerKind};
 use crate::ledger::{Ledger, LiveGoroutine, LiveTimer, Site, SiteId, SiteKind, State, Symbols};
@@ -25,6 +26,8 @@ pub struct Moment<'m> {
     pub places: Option<&'m Places>,
     /// How long it took to see who could still be woken, when this census looked.
     pub reached: Option<Duration>,
+    /// Whether the binary tells where its pointers are, so that they can be followed at all.
+    pub has_pointers: bool,
     /// When the program started: CLOCK_MONOTONIC, nanoseconds.
     pub started_ns: u64,
     /// When the first census ended.
@@ -60,9 +63,10 @@ impl Moment<'_> {
             }
             let tally = tallies.entry(live.site).or_default();
             self.add_goroutine(tally, live, wait, spans, config);
-            let still_ns = self.now_ns.saturating_sub(live.still.since_ns());
-            if wait != Wait::Runs && still_ns >= config.stalled.seconds.saturating_mul(SECOND_NS) {
-                tally.stranded += u64::from(reach.is_stranded(goid));
+            if wait != Wait::Runs
+                && let Some(waker) = reach.waker(goid)
+            {
+                self.add_alone(tally, live, waker, config);
             }
         }
         for timer in self.ledger.timers() {
@@ -75,8 +79,12 @@ impl Moment<'_> {
             }
             let tally = tallies.entry(timer.site).or_default();
             self.add_timer(tally, timer, spans, config);
+            if reach.is_forgotten(timer.timer) {
+                self.add_forgotten(tally, timer, config);
+            }
         }
         let due = self.due();
+        let pointers_tell = self.has_pointers && reach.can_tell(config);
         (self.ledger.sites.enumerate())
             .filter(|(id, site)| site.live > 0 || also(*id))
             .filter_map(|(id, site)| {
@@ -102,10 +110,48 @@ impl Moment<'_> {
                     usual: usual(site),
                     due: due.get(&*site.start_function).copied().unwrap_or_default(),
                     program: around,
+                    pointers_tell,
                 };
                 Some((id, evidence))
             })
             .collect()
+    }
+
+    /// Whether something was born while we listened, later than the start of the program.
+    fn is_late(&self, exact: bool, since_ns: u64, start_up_seconds: u64) -> bool {
+        let start_up_ns = start_up_seconds.saturating_mul(SECOND_NS);
+        exact && since_ns >= self.started_ns.saturating_add(start_up_ns)
+    }
+
+    fn add_alone(&self, tally: &mut Tally, live: &LiveGoroutine, waker: Waker, config: &Config) {
+        let since_ns = match waker {
+            Waker::Nobody | Waker::NobodyHasTheBody | Waker::Parent => live.still.since_ns(),
+            // It wakes now and then.
+            Waker::Timer | Waker::TimerInVain => live.since_ns,
+        };
+        let long_ns = config.stalled.seconds.saturating_mul(SECOND_NS);
+        if self.now_ns.saturating_sub(since_ns) < long_ns {
+            return;
+        }
+        tally.alone.add(waker);
+        if self.is_late(live.exact, live.since_ns, config.looping.start_up_seconds) {
+            tally.alone_late.add(waker);
+        }
+    }
+
+    fn add_forgotten(&self, tally: &mut Tally, timer: &LiveTimer, config: &Config) {
+        let there_ns = self.now_ns.saturating_sub(timer.there_since_ns);
+        let late = self.is_late(timer.exact, timer.since_ns, config.looping.start_up_seconds);
+        let stays = timer.period_ns > 0 || self.due_ns(timer) >= far_ns(config);
+        if late && stays && there_ns >= config.stalled.seconds.saturating_mul(SECOND_NS) {
+            tally.forgotten += 1;
+        }
+    }
+
+    /// Until a timer is due, in nanoseconds.
+    fn due_ns(&self, timer: &LiveTimer) -> u64 {
+        let when_ns = u64::try_from(timer.when_ns).unwrap_or(0);
+        when_ns.saturating_sub(self.now_ns)
     }
 
     fn add_goroutine(
@@ -136,25 +182,21 @@ impl Moment<'_> {
         if let Some(longest) = tally.longest_still_ns.get_mut(kind) {
             *longest = still_ns.max(*longest);
         }
-        let start_up_ns = config
-            .old_outlier
-            .start_up_seconds
-            .saturating_mul(SECOND_NS);
-        if live.exact
-            && live.since_ns >= self.started_ns.saturating_add(start_up_ns)
+        let late = |start_up_seconds| self.is_late(live.exact, live.since_ns, start_up_seconds);
+        if late(config.old_outlier.start_up_seconds)
             && let Some(longest) = tally.longest_still_late_ns.get_mut(kind)
         {
             *longest = still_ns.max(*longest);
         }
-        let start_up_ns = config
-            .certain_block
-            .start_up_seconds
-            .saturating_mul(SECOND_NS);
         if matches!(wait, Wait::NilChannel | Wait::NoCases)
-            && live.exact
-            && live.since_ns >= self.started_ns.saturating_add(start_up_ns)
+            && late(config.certain_block.start_up_seconds)
         {
             tally.certain_and_new += 1;
+        }
+        if age_ns >= config.stalled.seconds.saturating_mul(SECOND_NS)
+            && late(config.looping.start_up_seconds)
+        {
+            tally.late += 1;
         }
     }
 
@@ -180,10 +222,8 @@ impl Moment<'_> {
         if there_ns >= config.stalled.seconds.saturating_mul(SECOND_NS) {
             tally.long_pending += 1;
         }
-        let due_ns = u64::try_from(timer.when_ns)
-            .unwrap_or(0)
-            .saturating_sub(self.now_ns);
-        if due_ns >= config.timer_pile_up.far_seconds.saturating_mul(SECOND_NS) {
+        let due_ns = self.due_ns(timer);
+        if due_ns >= far_ns(config) {
             tally.due_late += 1;
         } else {
             // How long it runs in all, for that is how long it takes until as many fire as are armed.
@@ -232,6 +272,11 @@ impl Moment<'_> {
             .map(|frame| frame.function)
             .collect()
     }
+}
+
+/// Timers that are due later than this will not bound themselves soon.
+fn far_ns(config: &Config) -> u64 {
+    (config.timer_pile_up.far_seconds).saturating_mul(SECOND_NS)
 }
 
 fn wait_of(state: State, waits: &[Wait]) -> Wait {

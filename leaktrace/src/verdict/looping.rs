@@ -1,4 +1,4 @@
-//! `looping`: they wake up now and then or never rest, never end, and there are always more.
+//! `looping`: they wake up now and then or never rest, never end, and there are always more, or nobody can tell them to end.
 
 use super::{Config, Evidence, Level, Opinion, Rule, Wait, duration};
 
@@ -19,6 +19,51 @@ impl Rule for Looping {
         if !evidence.is_goroutines() {
             return Opinion::OK;
         }
+        let (crowd, rise) = (Self::crowd(evidence, config), Self::rise(evidence, config));
+        if crowd.level > rise.level {
+            crowd
+        } else {
+            rise
+        }
+    }
+}
+
+impl Looping {
+    /// A crowd that nobody can tell to end, whether or not there are always more.
+    fn crowd(evidence: &Evidence, config: &Config) -> Opinion {
+        let crowd = config.looping.crowd;
+        let (all, late) = (evidence.tally.alone, evidence.tally.alone_late);
+        let things = evidence.things(evidence.count);
+        if all.timer_in_vain >= crowd {
+            // Some are meant to go round from the start on.
+            let level = if late.timer_in_vain >= crowd {
+                Level::Leak
+            } else {
+                Level::Suspect
+            };
+            let many = all.timer_in_vain;
+            return Opinion::new(
+                level,
+                format!(
+                    "{many} of {things} are woken by timers alone: they wait for more, but nothing else in the program refers \
+                     to that, so nobody can tell them to end"
+                ),
+            );
+        }
+        if late.timer >= crowd && evidence.ended == 0 {
+            let many = late.timer;
+            return Opinion::new(
+                Level::Suspect,
+                format!(
+                    "{many} of {things} came while the program was watched and are woken by timers alone: they wait for \
+                     nothing else that could tell them to end, and none has ended"
+                ),
+            );
+        }
+        Opinion::OK
+    }
+
+    fn rise(evidence: &Evidence, config: &Config) -> Opinion {
         let how = match evidence.wait() {
             Some(Wait::Runs) => "running all the time",
             Some(Wait::Sleep) => "woken by time alone",

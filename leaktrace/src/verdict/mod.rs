@@ -10,6 +10,7 @@ mod evidence;
 mod gather;
 mod growing;
 mod looping;
+mod lost_cancel;
 mod old_outlier;
 mod reach;
 mod remedy;
@@ -27,7 +28,7 @@ mod tests;
 use serde::Serialize;
 
 pub use config::*;
-pub use evidence::{Around, Due, Evidence, Place, Subject, Tally, Usual};
+pub use evidence::{Alone, Around, Due, Evidence, Place, Subject, Tally, Usual};
 pub use gather::Moment;
 pub use remedy::{Shape, remedy};
 pub use span::{Profile, Rise, SPANS, Span, WINDOWS};
@@ -111,8 +112,9 @@ trait Rule {
 }
 
 /// All rules; of those that are equally sure, the first decides.
-const RULES: [&dyn Rule; 8] = [
+const RULES: [&dyn Rule; 9] = [
     &certain_block::CertainBlock,
+    &lost_cancel::LostCancel,
     &stuck_and_growing::StuckAndGrowing,
     &looping::Looping,
     &stalled::Stalled,

@@ -14,8 +14,8 @@ pub struct Shape<'s> {
     pub blocked_in: &'s [String],
     /// The functions of the stack that made one of them, innermost first.
     pub made_by: &'s [String],
-    /// Whether they wake up now and then, or never rest.
-    pub looping: bool,
+    /// Name of the rule that found it.
+    pub rule: &'s str,
     /// On how many channels they wait; 0 when not known.
     pub channels: u64,
     /// How many elements those can hold, as far as it is the same; `None` when it is not known.
@@ -39,9 +39,16 @@ pub fn remedy(shape: &Shape<'_>) -> Option<&'static str> {
              client for all requests",
         );
     }
-    if shape.looping && shape.timer.is_none() {
+    if shape.rule == "looping" && shape.timer.is_none() {
         return Some(
-            "the loop has no end: give it a context, and return when `<-ctx.Done()` is ready",
+            "the loop has no end, or is never told to: give it a context that is cancelled when it is no longer wanted, and \
+             return when `<-ctx.Done()` is ready",
+        );
+    }
+    if shape.rule == "lost-cancel" {
+        return Some(
+            "the cancel function of each context is lost: `ctx, cancel := context.WithCancel(…)`, then `defer cancel()` where \
+             the work ends; what is to last as long as the parent needs no context of its own",
         );
     }
     match (shape.timer, shape.wait) {
@@ -118,7 +125,10 @@ mod tests {
             timer,
             blocked_in: &names(stuck),
             made_by: &names(made),
-            looping: stuck.contains(&"loop"),
+            rule: match stuck {
+                ["looping" | "lost-cancel"] => stuck[0],
+                _ => "",
+            },
             channels: 7,
             capacity: Some(0),
         })
@@ -160,9 +170,16 @@ mod tests {
             (
                 Some(Wait::Receive),
                 None,
-                vec!["loop"],
+                vec!["looping"],
                 vec![],
                 "ctx.Done()",
+            ),
+            (
+                Some(Wait::Receive),
+                None,
+                vec!["lost-cancel"],
+                vec![],
+                "defer cancel()",
             ),
             (
                 Some(Wait::Receive),

@@ -35,9 +35,11 @@ impl Rule for Stalled {
             Wait::Send if still >= rule.crowd && on_own => Level::Leak,
             // An iterator may rest; so many of one line are odd.
             Wait::Coroutine if still >= 2 * rule.crowd => Level::Suspect,
-            // While a connection is idle this goroutine waits for the network; in a select it waits for a body to be closed.
+            // While a connection is idle this goroutine waits for the network; in a select it waits for a body to be closed:
+            // somebody may be reading it for long.
             Wait::Select
                 if still >= rule.crowd
+                    && !evidence.pointers_tell
                     && place.is_some_and(|place| {
                         (place.functions.iter())
                             .any(|function| function == "net/http.(*persistConn).readLoop")

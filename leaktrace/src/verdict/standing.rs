@@ -69,15 +69,15 @@ impl Standings {
             self.looked_ns = Some(moment.now_ns);
         }
         if let Some(took) = moment.reached {
-            let stranded = moment.places.and_then(|places| places.stranded.as_deref());
-            self.reach.hear(stranded, took, moment.now_ns);
+            let reached = moment.places.and_then(|places| places.reached.as_ref());
+            self.reach.hear(reached, took, moment.now_ns);
         }
         let by_site = &self.by_site;
         let all = moment.evidence(&self.config, &self.places, &self.reach, |site| {
             by_site.get(&site).is_some_and(|one| one.level > Level::Ok)
         });
         let (mut in_question, mut unseen) = (false, false);
-        let mut at_rest = 0_u64;
+        let mut in_doubt = 0_u64;
         for (site, evidence) in all {
             if is_in_question(&evidence, &self.config) {
                 in_question = true;
@@ -85,14 +85,14 @@ impl Standings {
             }
             let standing = self.by_site.entry(site).or_default();
             standing.hear(&evidence, &self.config, moment.now_ns);
-            at_rest =
-                at_rest.saturating_add(reach::resting(&evidence, standing.level, &self.config));
+            in_doubt =
+                in_doubt.saturating_add(reach::in_doubt(&evidence, standing.level, &self.config));
         }
         let pause_ns = if unseen { LOOK_FIRST_NS } else { LOOK_AGAIN_NS };
         let rested =
             (self.looked_ns).is_none_or(|looked| moment.now_ns.saturating_sub(looked) >= pause_ns);
         self.wants_places = in_question && rested;
-        self.wants_reach = self.reach.wants(at_rest, &self.config, moment.now_ns);
+        self.wants_reach = self.reach.wants(in_doubt, &self.config, moment.now_ns);
     }
 
     /// What was judged of a site; `None` when it was never judged.

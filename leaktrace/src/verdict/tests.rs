@@ -219,13 +219,93 @@ fn what_nobody_can_wake_is_a_leak_at_once() {
     let mut evidence = world.look(&mut History::default(), 0, 40 * SECOND, &config);
     assert!(judge(&evidence, &config).1.level <= Level::Ok);
     for (stranded, level) in [(1, Level::Suspect), (9, Level::Suspect), (10, Level::Leak)] {
-        evidence.tally.stranded = stranded;
+        evidence.tally.alone.nobody = stranded;
         let (rule, opinion) = judge(&evidence, &config);
         assert_eq!(
             (rule, opinion.level, opinion.certain),
             ("certain-block", level, true)
         );
     }
+}
+
+/// A crowd of one line that has been there for a while, all from one moment on.
+fn crowd(subject: Subject, wait: Wait) -> Evidence {
+    let lives = (0..100).map(|_| Life::stuck(SECOND)).collect();
+    let world = World {
+        subject,
+        ..World::of(wait, lives)
+    };
+    let config = Config::default();
+    let mut evidence = world.look(&mut History::default(), 0, 40 * SECOND, &config);
+    evidence.attributed = true;
+    assert!(judge(&evidence, &config).1.level <= Level::Ok);
+    evidence
+}
+
+#[test]
+fn a_crowd_that_nobody_can_cancel_is_a_leak_unless_it_was_there_from_the_start() {
+    let config = Config::default();
+    let mut evidence = crowd(Subject::Goroutines, Wait::Receive);
+    for (all, late, level) in [
+        (9, 9, Level::Ok),
+        (49, 9, Level::Ok),
+        (50, 9, Level::Suspect),
+        (10, 10, Level::Leak),
+    ] {
+        evidence.tally.alone.parent = all;
+        evidence.tally.alone_late.parent = late;
+        let (rule, opinion) = judge(&evidence, &config);
+        assert_eq!(opinion.level.max(Level::Ok), level, "{all} {late}");
+        assert!(level == Level::Ok || rule == "lost-cancel");
+    }
+}
+
+#[test]
+fn a_crowd_that_nobody_can_tell_to_end_needs_no_growth() {
+    let config = Config::default();
+    let mut evidence = crowd(Subject::Goroutines, Wait::Select);
+    for (all, late, level) in [
+        (49, 49, Level::Ok),
+        (50, 49, Level::Suspect),
+        (50, 50, Level::Leak),
+    ] {
+        evidence.tally.alone.timer_in_vain = all;
+        evidence.tally.alone_late.timer_in_vain = late;
+        let (rule, opinion) = judge(&evidence, &config);
+        assert_eq!(opinion.level.max(Level::Ok), level, "{all} {late}");
+        assert!(level == Level::Ok || rule == "looping");
+    }
+    // One that waits for time alone looks like the jobs of a scheduler.
+    let mut evidence = crowd(Subject::Goroutines, Wait::Receive);
+    evidence.tally.alone.timer = 100;
+    assert!(judge(&evidence, &config).1.level <= Level::Ok);
+    evidence.tally.alone_late.timer = 100;
+    let (rule, opinion) = judge(&evidence, &config);
+    assert_eq!((rule, opinion.level), ("looping", Level::Suspect));
+    // Some of them do end.
+    evidence.ended = 1;
+    assert!(judge(&evidence, &config).1.level <= Level::Ok);
+}
+
+#[test]
+fn timers_that_nobody_can_stop_need_no_growth() {
+    let config = Config::default();
+    for (kind, rule) in [
+        (TimerKind::Ticker, "unstopped-ticker"),
+        (TimerKind::AfterFunc, "timer-pile-up"),
+        (TimerKind::Deadline, "timer-pile-up"),
+    ] {
+        let mut evidence = crowd(Subject::Timers(kind), Wait::Other);
+        evidence.tally.forgotten = 49;
+        assert!(judge(&evidence, &config).1.level <= Level::Ok, "{kind:?}");
+        evidence.tally.forgotten = 50;
+        let (found, opinion) = judge(&evidence, &config);
+        assert_eq!((found, opinion.level), (rule, Level::Leak), "{kind:?}");
+    }
+    // Who only waits for the time leaves its timer behind for a while.
+    let mut evidence = crowd(Subject::Timers(TimerKind::Timer), Wait::Other);
+    evidence.tally.forgotten = 100;
+    assert!(judge(&evidence, &config).1.level <= Level::Ok);
 }
 
 #[test]

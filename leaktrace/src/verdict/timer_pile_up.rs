@@ -33,6 +33,13 @@ impl Rule for TimerPileUp {
                 "hardly any is still waited for",
             );
         }
+        if kind != TimerKind::Timer && evidence.tally.forgotten >= rule.crowd {
+            return Opinion::of_abandoned_timers(
+                evidence,
+                config,
+                "nothing but the timers themselves refers to what could stop them; they are not due for long",
+            );
+        }
         let late = evidence.tally.due_late * 10 >= evidence.count * 8;
         let renewed =
             kind == TimerKind::AfterFunc && evidence.is_renewed_when_due(config.rise.least_strong);

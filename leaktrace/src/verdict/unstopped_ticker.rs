@@ -24,6 +24,13 @@ impl Rule for UnstoppedTicker {
         {
             return Opinion::of_abandoned_timers(evidence, config, "hardly any is waited for");
         }
+        if evidence.tally.forgotten >= config.unstopped_ticker.crowd {
+            return Opinion::of_abandoned_timers(
+                evidence,
+                config,
+                "who is left that refers to them only waits: nobody can stop them",
+            );
+        }
         let mut long_enough = (evidence.spans.iter())
             .filter(|span| span.seconds() >= config.unstopped_ticker.seconds)
             .peekable();

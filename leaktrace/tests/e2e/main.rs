@@ -10,6 +10,7 @@ mod blocked;
 mod budget;
 mod catalogue;
 mod check;
+mod crowds;
 mod daemon;
 mod detach;
 mod fleet;

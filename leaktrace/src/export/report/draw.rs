@@ -324,15 +324,8 @@ fn site_report(
         judged: level > Level::NotYet,
         verdict_after_seconds: found
             .map(|found| seconds(found.since_ns.saturating_sub(facts.watched_since_ns))),
-        remedy: found.and_then(|found| {
-            how_to_mend(
-                site,
-                &tally,
-                &blocked_stacks,
-                symbols,
-                found.rule == "looping",
-            )
-        }),
+        remedy: found
+            .and_then(|found| how_to_mend(site, &tally, &blocked_stacks, symbols, found.rule)),
         creation_stack: creation_stack.unwrap_or_default(),
         blocked_stacks,
         channels: tally.channels.len() as u64,
@@ -374,7 +367,7 @@ fn how_to_mend(
     tally: &Tally<'_>,
     blocked: &[BlockedStack],
     symbols: &dyn Symbols,
-    looping: bool,
+    rule: &str,
 ) -> Option<&'static str> {
     let most = blocked.first();
     let blocked_in: Vec<String> = (most.into_iter())
@@ -396,7 +389,7 @@ fn how_to_mend(
         },
         blocked_in: &blocked_in,
         made_by: &made_by,
-        looping,
+        rule,
         channels: tally.channels.len() as u64,
         capacity: first.filter(|first| capacities.all(|other| other == *first)),
     })

@@ -358,6 +358,8 @@ pub struct Events {
     pub not_probed: BTreeMap<&'static str, String>,
     /// How long was watched, in seconds.
     pub seconds: f64,
+    /// What the last census took of leaktrace's own time: seconds of a core. 0 for a core file, where there is no clock.
+    pub census_seconds: f64,
 }
 
 /// How often the level changed.

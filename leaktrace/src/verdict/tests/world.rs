@@ -164,6 +164,7 @@ impl World {
             usual: None,
             due: self.due(from_ns, now_ns),
             program: self.program,
+            pointers_tell: false,
         }
     }
 
