@@ -193,6 +193,7 @@ pub const PROGRAMS: &[Program] = &[
     healthy("thousand-tickers"),
     healthy("burst-that-ends"),
     healthy("start-up"),
+    healthy("kept-crowd"),
 ];
 
 #[cfg(test)]

@@ -75,19 +75,27 @@ impl Pairs {
     ) -> Result<Self> {
         let (mut untraced, mut traced) = (Vec::new(), Vec::new());
         wrk.ask(address, connections, 2)?;
-        for _ in 0..setup.pairs {
-            untraced.push(wrk.ask(address, connections, setup.seconds)?);
-            let mut daemon = Command::new(&setup.leaktrace);
-            daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid"]);
-            daemon.arg(server.pid().to_string());
-            let daemon = Tracer::start(&mut daemon, "leaktrace daemon", None)?;
-            thread::sleep(SETTLED);
-            wrk.ask(address, connections, 1)?;
-            traced.push(wrk.ask(address, connections, setup.seconds)?);
-            drop(daemon);
-            // The kernel takes a moment to take probes off.
-            thread::sleep(Duration::from_secs(1));
-            wrk.ask(address, connections, 1)?;
+        for pair in 0..setup.pairs {
+            // Which comes first changes, so that neither has the better of a machine that warms up or tires.
+            for with_daemon in [pair % 2 == 1, pair % 2 == 0] {
+                let daemon = if with_daemon {
+                    let mut daemon = Command::new(&setup.leaktrace);
+                    daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid"]);
+                    daemon.arg(server.pid().to_string());
+                    Some(Tracer::start(&mut daemon, "leaktrace daemon", None)?)
+                } else {
+                    None
+                };
+                // Also without a daemon: the kernel takes a moment to take probes off, and who rested longer is colder.
+                thread::sleep(SETTLED);
+                wrk.ask(address, connections, 1)?;
+                let answers = wrk.ask(address, connections, setup.seconds)?;
+                if daemon.is_some() {
+                    traced.push(answers);
+                } else {
+                    untraced.push(answers);
+                }
+            }
             for (what, answers) in [("untraced", &untraced), ("traced", &traced)] {
                 if let Some(last) = answers.last() {
                     eprintln!("{what}: {:.0}/s, {:.2} ms", last.per_second, last.p99_ms);

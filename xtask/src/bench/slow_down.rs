@@ -215,11 +215,20 @@ pub fn measure(
     let flags: Vec<&str> = flags.iter().copied().chain(["-report", &report]).collect();
     let program = Program::start(executable, &flags)?;
     let mut costs = Costs::default();
-    for _ in 0..pairs {
-        let untraced = stretch(&program, seconds)?;
-        let tracer = start(program.pid())?;
-        let traced = stretch(&program, seconds)?;
-        drop(tracer);
+    for pair in 0..pairs {
+        let trace = || -> Result<Stretch> {
+            let _tracer = start(program.pid())?;
+            stretch(&program, seconds)
+        };
+        // Which comes first changes, so that neither has the better of a machine that warms up or tires.
+        let (untraced, traced) = if pair % 2 == 0 {
+            let untraced = stretch(&program, seconds)?;
+            (untraced, trace()?)
+        } else {
+            let traced = trace()?;
+            stretch(&program, 1)?;
+            (stretch(&program, seconds)?, traced)
+        };
         costs.untraced.push(untraced.cost);
         costs.traced.push(traced.cost);
         costs.worst.push(traced.worst / untraced.cost);
