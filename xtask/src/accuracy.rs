@@ -106,8 +106,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         .iter()
         .filter(|(trial, outcome)| match trial.program.healthy() {
             true => !outcome.silent(),
-            // A burst alone is no growth: how many of those are found is told, not demanded.
-            false => trial.load != Load::Burst && !outcome.found(),
+            // A burst alone is no growth: what memory does not tell is suspect.
+            false if trial.load == Load::Burst => !outcome.found() && !outcome.only_suspected(),
+            false => !outcome.found(),
         })
         .map(|(trial, outcome)| format!("{}: {outcome}", trial.name()))
         .collect();
@@ -211,8 +212,8 @@ fn render(arguments: &Arguments, outcomes: &[(&Trial, Outcome)]) -> Result<Strin
          refers to what a goroutine waits for, or only what has no use for it does, such as the list of a parent's context, \
          its own timer, or a connection whose body nobody can close any more. What is left has the same memory as a program \
          in good health. Row 22: a loop that waits for nothing but time is suspect, for so do the jobs of a scheduler. Row 19: \
-         the peer of a connection without a deadline may still speak, as that of an idle one; until more come, nothing is \
-         said.\n\n## Healthy programs\n"
+         connections without a deadline of which not one has said a word or gone are suspect, for their peers may just have \
+         nothing to say.\n\n## Healthy programs\n"
     )?;
     writeln!(text, "| program | Go | verdicts |\n|---|---|---|")?;
     for (trial, outcome) in outcomes.iter().filter(|(trial, _)| trial.program.healthy()) {

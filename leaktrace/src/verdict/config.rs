@@ -164,6 +164,9 @@ rule! {
         crowd: u64 = 10,
         /// On how many channels of their own senders must wait for a leak.
         channels: u64 = 5,
+        /// How many connections without a deadline must have come while leaktrace listened, later than the program's start
+        /// (`looping.start-up-seconds`), and said nothing for that long: suspect if none of that line has ever ended.
+        connections: u64 = 50,
     }
 }
 

@@ -35,6 +35,10 @@ impl Rule for Stalled {
             Wait::Send if still >= rule.crowd && on_own => Level::Leak,
             // An iterator may rest; so many of one line are odd.
             Wait::Coroutine if still >= 2 * rule.crowd => Level::Suspect,
+            // The peers of healthy ones may have nothing to say, but some of many go.
+            Wait::Network if may_have_vanished(evidence, config) && reads_connections(evidence) => {
+                Level::Suspect
+            }
             // While a connection is idle this goroutine waits for the network; in a select it waits for a body to be closed:
             // somebody may be reading it for long.
             Wait::Select
@@ -49,14 +53,40 @@ impl Rule for Stalled {
             }
             _ => return Opinion::OK,
         };
+        let peers = match wait {
+            Wait::Network => {
+                "; their reads have no deadline, and none has ended since leaktrace listens: a peer \
+                 that vanished is waited for for ever"
+            }
+            _ => "",
+        };
         Opinion::new(
             level,
             format!(
-                "{still} of {} have been {} for at least {}, and not one has moved",
+                "{still} of {} have been {} for at least {}, and not one has moved{peers}",
                 evidence.things(evidence.count),
                 wait.words(),
                 duration(rule.seconds),
             ),
         )
     }
+}
+
+/// Whether so many connections without a deadline came later than the program's start and said nothing for long that their
+/// peers may have vanished: not one of the line has ever ended. Their stacks tell more.
+pub(super) fn may_have_vanished(evidence: &Evidence, config: &Config) -> bool {
+    let rests = matches!(
+        evidence.still_wait(),
+        Some((Wait::Network, still)) if still.min(evidence.tally.late) >= config.stalled.connections
+    );
+    rests && evidence.ended == 0 && !evidence.network_has_deadlines()
+}
+
+/// Whether they read connections of the program's own: those of net/http, on either side, are kept open on purpose.
+fn reads_connections(evidence: &Evidence) -> bool {
+    evidence.place.as_ref().is_some_and(|place| {
+        let any = |is: fn(&str) -> bool| place.functions.iter().any(|function| is(function));
+        any(|function| function == "net.(*conn).Read")
+            && !any(|function| function.starts_with("net/http."))
+    })
 }

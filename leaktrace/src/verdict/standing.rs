@@ -6,7 +6,7 @@ use super::evidence::{Evidence, Place};
 use super::gather::Moment;
 use super::reach::{self, Reach};
 use super::wait::Wait;
-use super::{Config, Level, StandingConfig, judge};
+use super::{Config, Level, StandingConfig, judge, stalled};
 use crate::ledger::SiteId;
 
 /// What was judged of one site.
@@ -132,7 +132,7 @@ fn is_in_question(evidence: &Evidence, config: &Config) -> bool {
     let tells = matches!(
         evidence.wait(),
         None | Some(Wait::Send | Wait::Receive | Wait::Select | Wait::Semaphore)
-    );
+    ) || stalled::may_have_vanished(evidence, config);
     let still: u64 = evidence.tally.still.iter().sum();
     evidence.is_goroutines()
         && tells

@@ -288,6 +288,41 @@ fn a_crowd_that_nobody_can_tell_to_end_needs_no_growth() {
 }
 
 #[test]
+fn a_crowd_of_connections_whose_peers_may_have_vanished_is_suspect() {
+    let config = Config::default();
+    let reads = |by: &[&str]| Place {
+        functions: (["internal/poll.(*FD).Read", "net.(*conn).Read"].iter())
+            .chain(by)
+            .map(|function| (*function).to_owned())
+            .collect(),
+        ..Place::default()
+    };
+    let mut evidence = crowd(Subject::Goroutines, Wait::Network);
+    evidence.tally.late = 50;
+    evidence.place = Some(reads(&["main.serve"]));
+    let level = |evidence: &Evidence| judge(evidence, &config).1.level.max(Level::Ok);
+    assert_eq!(judge(&evidence, &config).0, "stalled");
+    assert_eq!(level(&evidence), Level::Suspect);
+    // Some came with the program, some have ended, they have deadlines, or are kept open on purpose.
+    let mut early = evidence.clone();
+    early.tally.late = 49;
+    let mut ends = evidence.clone();
+    ends.ended = 1;
+    let mut deadlines = evidence.clone();
+    deadlines.program.network_deadlines = 500;
+    let mut kept = evidence.clone();
+    kept.place = Some(reads(&[
+        "net/http.(*connReader).Read",
+        "net/http.(*conn).serve",
+    ]));
+    let mut no_connection = evidence.clone();
+    no_connection.place = Some(Place::default());
+    for other in [early, ends, deadlines, kept, no_connection] {
+        assert_eq!(level(&other), Level::Ok, "{other:#?}");
+    }
+}
+
+#[test]
 fn timers_that_nobody_can_stop_need_no_growth() {
     let config = Config::default();
     for (kind, rule) in [

@@ -29,7 +29,7 @@ struct Expected {
     things: &'static [&'static str],
 }
 
-const CROWDS: [Expected; 6] = [
+const CROWDS: [Expected; 7] = [
     Expected {
         program: "ticker-goroutines",
         verdict: "leak",
@@ -65,6 +65,13 @@ const CROWDS: [Expected; 6] = [
         program: "poll-forever",
         verdict: "suspect",
         rule: "looping",
+        things: &["goroutine"],
+    },
+    // Theirs is that of connections whose peers have nothing to say.
+    Expected {
+        program: "accept-no-deadline",
+        verdict: "suspect",
+        rule: "stalled",
         things: &["goroutine"],
     },
 ];
