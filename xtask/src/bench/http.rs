@@ -3,10 +3,13 @@
 //! Once with all the load that the machine takes, for the throughput; and once with a few connections, where the
 //! percentile is the server's answer and not the queue before it. What differs between two untraced stretches tells how much
 //! of a difference is the machine's.
+//!
+//! The server has a processor, on which leaktrace has to work, too: what it takes, the server lacks. wrk has another one. Where
+//! the kernel may move them about, it is chance that decides over the percentile.
 
 use std::fmt::Write as _;
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -28,6 +31,11 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// Goroutines that the handler starts for the work of each request: none, as most handlers, and some.
 const PARTS: [&str; 2] = ["0", "2"];
 
+/// The processor of the server and of leaktrace.
+const SERVERS: &str = "0";
+/// That of wrk.
+const CLIENTS: &str = "1";
+
 /// Measures all of them.
 pub fn run(setup: &Setup) -> Result<Section> {
     let toolchain = go::install(&setup.go)?;
@@ -36,8 +44,9 @@ pub fn run(setup: &Setup) -> Result<Section> {
     let mut text = format!(
         "A server of net/http with timeouts of its own and one for each request, a goroutine for each connection, and so many that\n\
          each request's handler starts, Go {}, asked by wrk for {} s with and without `leaktrace daemon` at its default settings, in\n\
-         turn; medians of {} pairs. With {} connections the processors are full, with {} they are not. The last column is how far an\n\
-         untraced stretch is from the untraced one before it, in the middle: the machine's own unrest.\n\n\
+         turn; medians of {} pairs. The server and leaktrace share one processor, wrk has another: with {} connections the server's\n\
+         is full, with {} it is not. The last column is how far an untraced stretch is from the untraced one before it, in the\n\
+         middle: the machine's own unrest.\n\n\
          | handler starts | connections | requests/s untraced | traced | throughput | 99th percentile untraced | traced | 99th percentile | unrest |\n\
          |--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
         setup.go, setup.seconds, setup.pairs, CONNECTIONS[0], CONNECTIONS[1]
@@ -46,7 +55,7 @@ pub fn run(setup: &Setup) -> Result<Section> {
         // The server is told where to listen, so that it need not be asked; the port is free a moment before.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let flags = ["-clients", "0", "-parts", parts, "-listen", &address];
-        let server = Program::start(&executable, &flags)?;
+        let server = Program::spawn(on(SERVERS, &executable).args(flags))?;
         for connections in CONNECTIONS {
             eprintln!("{connections} connections, {parts} goroutines a request");
             let pairs = Pairs::take(setup, &wrk, &server, &address, connections)?;
@@ -57,6 +66,13 @@ pub fn run(setup: &Setup) -> Result<Section> {
         markdown: text,
         plots: Vec::new(),
     })
+}
+
+/// A program on one processor; the number of processors that Go sees is 1 then.
+fn on(processor: &str, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", processor]).arg(program);
+    command
 }
 
 /// Stretches in turn.
@@ -79,7 +95,7 @@ impl Pairs {
             // Which comes first changes, so that neither has the better of a machine that warms up or tires.
             for with_daemon in [pair % 2 == 1, pair % 2 == 0] {
                 let daemon = if with_daemon {
-                    let mut daemon = Command::new(&setup.leaktrace);
+                    let mut daemon = on(SERVERS, &setup.leaktrace);
                     daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid"]);
                     daemon.arg(server.pid().to_string());
                     Some(Tracer::start(&mut daemon, "leaktrace daemon", None)?)
@@ -163,7 +179,7 @@ impl Wrk {
 
     /// Asks for so many seconds.
     fn ask(&self, address: &str, connections: u32, seconds: u32) -> Result<Answers> {
-        let output = Command::new(&self.program)
+        let output = on(CLIENTS, &self.program)
             .env("LD_LIBRARY_PATH", &self.libraries)
             .args(["-t", "1", "-c", &connections.to_string()])
             .args(["-d", &format!("{seconds}s"), "--latency"])
