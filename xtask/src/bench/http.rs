@@ -22,14 +22,17 @@ use super::slow_down::Tracer;
 use super::{Section, Setup, median};
 use crate::{go, tools};
 
-/// Connections of wrk: so many that the machine is full, and few.
-const CONNECTIONS: [u32; 2] = [64, 2];
+/// Goroutines that the handler starts for the work of each request (none, as most handlers, and some), and connections of wrk:
+/// so many that the server's processor is full, and few.
+const ROWS: [(&str, u32); 3] = [("0", FULL), ("0", FEW), ("2", FULL)];
+const FULL: u32 = 64;
+const FEW: u32 = 2;
+
+/// Parts of a stretch, of which the median counts: whoever else uses the real machine does so for seconds at a time.
+const PARTS: u32 = 10;
 
 /// How long the daemon has been there: its start is no part of what is measured here (the section on slow-down has it).
 const SETTLED: Duration = Duration::from_secs(5);
-
-/// Goroutines that the handler starts for the work of each request: none, as most handlers, and some.
-const PARTS: [&str; 2] = ["0", "2"];
 
 /// The processor of the server and of leaktrace.
 const SERVERS: &str = "0";
@@ -43,29 +46,37 @@ pub fn run(setup: &Setup) -> Result<Section> {
     let wrk = Wrk::fetch()?;
     let mut text = format!(
         "A server of net/http with timeouts of its own and one for each request, a goroutine for each connection, and so many that\n\
-         each request's handler starts, Go {}, asked by wrk for {} s with and without `leaktrace daemon` at its default settings, in\n\
-         turn; medians of {} pairs. The server and leaktrace share one processor, wrk has another: with {} connections the server's\n\
-         is full, with {} it is not. The last column is how far an untraced stretch is from the untraced one before it, in the\n\
-         middle: the machine's own unrest.\n\n\
+         each request's handler starts, Go {}, asked by wrk for {} times {} s with and without `leaktrace daemon` at its default\n\
+         settings, in turn; medians of those, and of {} pairs. The server and leaktrace share one processor, wrk has another:\n\
+         with {} connections the server's is full, with {} it is not. The last column is how far an untraced stretch is from the\n\
+         untraced one before it, in the middle: the machine's own unrest.\n\n\
          | handler starts | connections | requests/s untraced | traced | throughput | 99th percentile untraced | traced | 99th percentile | unrest |\n\
          |--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
-        setup.go, setup.seconds, setup.pairs, CONNECTIONS[0], CONNECTIONS[1]
+        setup.go,
+        PARTS,
+        part(setup),
+        setup.pairs,
+        FULL,
+        FEW
     );
-    for parts in PARTS {
+    for (goroutines, connections) in ROWS {
         // The server is told where to listen, so that it need not be asked; the port is free a moment before.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let flags = ["-clients", "0", "-parts", parts, "-listen", &address];
+        let flags = ["-clients", "0", "-parts", goroutines, "-listen", &address];
         let server = Program::spawn(on(SERVERS, &executable).args(flags))?;
-        for connections in CONNECTIONS {
-            eprintln!("{connections} connections, {parts} goroutines a request");
-            let pairs = Pairs::take(setup, &wrk, &server, &address, connections)?;
-            let _ = writeln!(text, "| {parts} | {connections} | {} |", pairs.row());
-        }
+        eprintln!("{connections} connections, {goroutines} goroutines a request");
+        let pairs = Pairs::take(setup, &wrk, &server, &address, connections)?;
+        let _ = writeln!(text, "| {goroutines} | {connections} | {} |", pairs.row());
     }
     Ok(Section {
         markdown: text,
         plots: Vec::new(),
     })
+}
+
+/// Seconds of a part.
+fn part(setup: &Setup) -> u32 {
+    (setup.seconds / PARTS).max(1)
 }
 
 /// A program on one processor; the number of processors that Go sees is 1 then.
@@ -105,7 +116,10 @@ impl Pairs {
                 // Also without a daemon: the kernel takes a moment to take probes off, and who rested longer is colder.
                 thread::sleep(SETTLED);
                 wrk.ask(address, connections, 1)?;
-                let answers = wrk.ask(address, connections, setup.seconds)?;
+                let parts = (0..PARTS)
+                    .map(|_| wrk.ask(address, connections, part(setup)))
+                    .collect::<Result<Vec<_>>>()?;
+                let answers = Answers::median(&parts);
                 if daemon.is_some() {
                     traced.push(answers);
                 } else {
@@ -159,6 +173,17 @@ impl Pairs {
 struct Answers {
     per_second: f64,
     p99_ms: f64,
+}
+
+impl Answers {
+    /// The median of each.
+    fn median(parts: &[Self]) -> Self {
+        let of = |what: fn(&Self) -> f64| median(&parts.iter().map(what).collect::<Vec<_>>());
+        Self {
+            per_second: of(|answers| answers.per_second),
+            p99_ms: of(|answers| answers.p99_ms),
+        }
+    }
 }
 
 /// Debian's wrk, with the library that it needs.
