@@ -4,7 +4,7 @@
 //! measured by itself: doc/cost.md is made of the latest of each, with its date.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -191,11 +191,33 @@ fn machine() -> String {
     )
 }
 
+/// A processor for a program and for leaktrace: what the one takes, the other lacks.
+const FIRST: &str = "0";
+/// A processor for whoever else there is.
+const SECOND: &str = "1";
+
+/// A program on one processor. Where the kernel may move programs about, it is chance that decides over more than is measured.
+/// Go sees one processor then.
+fn on(processor: &str, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", processor]).arg(program);
+    command
+}
+
 /// The median; the upper of the middle two of an even number.
 pub fn median(numbers: &[f64]) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// By how much a number differs from the one before: the median, as a part of that.
+fn unrest(numbers: &[f64]) -> f64 {
+    let apart = numbers.windows(2).filter_map(|pair| match pair {
+        [one, next] => Some((next / one - 1.0).abs()),
+        _ => None,
+    });
+    median(&apart.collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
 
 use super::slow_down::Tracer;
-use super::{Section, Setup, plot};
+use super::{FIRST, Section, Setup, on, plot};
 use crate::go;
 
 /// Lines that start goroutines.
@@ -119,9 +119,10 @@ fn timers(setup: &Setup, toolchain: &Toolchain) -> Result<String> {
 /// What a program with many goroutines loses to a daemon that counts them again and again, one of which takes `census` seconds.
 fn slow_down(setup: &Setup, program: &Path, census: f64) -> Result<String> {
     let count = BESIDE_WORK.to_string();
-    let flags = ["-n", &count, "-work"];
-    let costs = super::slow_down::measure(program, &flags, setup.pairs, setup.seconds, |pid| {
-        let mut command = Command::new(&setup.leaktrace);
+    let mut program = on(FIRST, program);
+    program.args(["-n", &count, "-work"]);
+    let costs = super::slow_down::measure(&mut program, setup.pairs, setup.seconds, |pid| {
+        let mut command = on(FIRST, &setup.leaktrace);
         command.args(["daemon", "--events", "none", "--listen", "127.0.0.1:0"]);
         command.args(["--pid", &pid.to_string()]);
         let tracer = Tracer::start(&mut command, "leaktrace daemon", None)?;
@@ -130,11 +131,13 @@ fn slow_down(setup: &Setup, program: &Path, census: f64) -> Result<String> {
     })?;
     Ok(format!(
         "\n{BESIDE_WORK} goroutines counted by a daemon that may take 0.5 % of a core for it, so about every {:.0} s: the work that\n\
-         the program does meanwhile takes {:.3} × as long (median of {} pairs of {} s).\n",
+         the program does meanwhile, on the same processor, takes {:.3} × as long (median of {} pairs of {} s; two untraced\n\
+         stretches differ by {:.1} % in the middle).\n",
         (census / CENSUS_BUDGET).max(5.0),
         costs.ratio(),
         setup.pairs,
-        setup.seconds
+        setup.seconds,
+        costs.unrest() * 100.0
     ))
 }
 

@@ -1,16 +1,11 @@
 //! What a server's clients notice: requests a second and the 99th percentile under wrk, traced and untraced in turn.
 //!
-//! Once with all the load that the machine takes, for the throughput; and once with a few connections, where the
-//! percentile is the server's answer and not the queue before it. What differs between two untraced stretches tells how much
-//! of a difference is the machine's.
-//!
 //! The server has a processor, on which leaktrace has to work, too: what it takes, the server lacks. wrk has another one. Where
 //! the kernel may move them about, it is chance that decides over the percentile.
 
-use std::fmt::Write as _;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -19,71 +14,42 @@ use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 
 use super::slow_down::Tracer;
-use super::{Section, Setup, median};
+use super::{FIRST, SECOND, Section, Setup, median, on, unrest};
 use crate::{go, tools};
 
-/// Goroutines that the handler starts for the work of each request (none, as most handlers, and some), and connections of wrk:
-/// so many that the server's processor is full, and few.
-const ROWS: [(&str, u32); 3] = [("0", FULL), ("0", FEW), ("2", FULL)];
-const FULL: u32 = 64;
-const FEW: u32 = 2;
-
-/// Parts of a stretch, of which the median counts: whoever else uses the real machine does so for seconds at a time.
-const PARTS: u32 = 10;
+/// Connections of wrk: so many that the server's processor is full.
+const CONNECTIONS: u32 = 64;
 
 /// How long the daemon has been there: its start is no part of what is measured here (the section on slow-down has it).
 const SETTLED: Duration = Duration::from_secs(5);
-
-/// The processor of the server and of leaktrace.
-const SERVERS: &str = "0";
-/// That of wrk.
-const CLIENTS: &str = "1";
 
 /// Measures all of them.
 pub fn run(setup: &Setup) -> Result<Section> {
     let toolchain = go::install(&setup.go)?;
     let executable = build::build("http-mixed", &toolchain, Variant::DEFAULT)?;
     let wrk = Wrk::fetch()?;
-    let mut text = format!(
-        "A server of net/http with timeouts of its own and one for each request, a goroutine for each connection, and so many that\n\
-         each request's handler starts, Go {}, asked by wrk for {} times {} s with and without `leaktrace daemon` at its default\n\
-         settings, in turn; medians of those, and of {} pairs. The server and leaktrace share one processor, wrk has another:\n\
-         with {} connections the server's is full, with {} it is not. The last column is how far an untraced stretch is from the\n\
-         untraced one before it, in the middle: the machine's own unrest.\n\n\
-         | handler starts | connections | requests/s untraced | traced | throughput | 99th percentile untraced | traced | 99th percentile | unrest |\n\
-         |--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+    // The server is told where to listen, so that it need not be asked; the port is free a moment before.
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let mut server = on(FIRST, &executable);
+    server.args(["-clients", "0", "-parts", "0", "-listen", &address]);
+    let server = Program::spawn(&mut server)?;
+    let pairs = Pairs::take(setup, &wrk, &server, &address)?;
+    let text = format!(
+        "A server of net/http with timeouts of its own and one for each request, and a goroutine for each connection, Go {}, asked\n\
+         by wrk over {CONNECTIONS} connections with and without `leaktrace daemon` at its default settings, in turn. The server and\n\
+         leaktrace share one processor, which is full; wrk has another. wrk is started anew each second: what it says of one\n\
+         differs by 10 % from what it says of the next, so the medians of {} s are compared, and the median of {} pairs of them\n\
+         counts. The last column is how far one such median of the untraced server is from the one before, in the middle.\n\n\
+         | | untraced | traced | traced : untraced | unrest |\n|---|--:|--:|--:|--:|\n{}",
         setup.go,
-        PARTS,
-        part(setup),
+        setup.seconds,
         setup.pairs,
-        FULL,
-        FEW
+        pairs.rows()
     );
-    for (goroutines, connections) in ROWS {
-        // The server is told where to listen, so that it need not be asked; the port is free a moment before.
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let flags = ["-clients", "0", "-parts", goroutines, "-listen", &address];
-        let server = Program::spawn(on(SERVERS, &executable).args(flags))?;
-        eprintln!("{connections} connections, {goroutines} goroutines a request");
-        let pairs = Pairs::take(setup, &wrk, &server, &address, connections)?;
-        let _ = writeln!(text, "| {goroutines} | {connections} | {} |", pairs.row());
-    }
     Ok(Section {
         markdown: text,
         plots: Vec::new(),
     })
-}
-
-/// Seconds of a part.
-fn part(setup: &Setup) -> u32 {
-    (setup.seconds / PARTS).max(1)
-}
-
-/// A program on one processor; the number of processors that Go sees is 1 then.
-fn on(processor: &str, program: &Path) -> Command {
-    let mut command = Command::new("taskset");
-    command.args(["-c", processor]).arg(program);
-    command
 }
 
 /// Stretches in turn.
@@ -93,20 +59,13 @@ struct Pairs {
 }
 
 impl Pairs {
-    fn take(
-        setup: &Setup,
-        wrk: &Wrk,
-        server: &Program,
-        address: &str,
-        connections: u32,
-    ) -> Result<Self> {
+    fn take(setup: &Setup, wrk: &Wrk, server: &Program, address: &str) -> Result<Self> {
         let (mut untraced, mut traced) = (Vec::new(), Vec::new());
-        wrk.ask(address, connections, 2)?;
         for pair in 0..setup.pairs {
             // Which comes first changes, so that neither has the better of a machine that warms up or tires.
             for with_daemon in [pair % 2 == 1, pair % 2 == 0] {
                 let daemon = if with_daemon {
-                    let mut daemon = on(SERVERS, &setup.leaktrace);
+                    let mut daemon = on(FIRST, &setup.leaktrace);
                     daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid"]);
                     daemon.arg(server.pid().to_string());
                     Some(Tracer::start(&mut daemon, "leaktrace daemon", None)?)
@@ -115,11 +74,11 @@ impl Pairs {
                 };
                 // Also without a daemon: the kernel takes a moment to take probes off, and who rested longer is colder.
                 thread::sleep(SETTLED);
-                wrk.ask(address, connections, 1)?;
-                let parts = (0..PARTS)
-                    .map(|_| wrk.ask(address, connections, part(setup)))
+                wrk.ask(address)?;
+                let seconds = (0..setup.seconds)
+                    .map(|_| wrk.ask(address))
                     .collect::<Result<Vec<_>>>()?;
-                let answers = Answers::median(&parts);
+                let answers = Answers::median(&seconds);
                 if daemon.is_some() {
                     traced.push(answers);
                 } else {
@@ -135,37 +94,23 @@ impl Pairs {
         Ok(Self { untraced, traced })
     }
 
-    /// What is said of them in the table.
-    fn row(&self) -> String {
-        let rate = |answers: &Answers| answers.per_second;
-        let slow = |answers: &Answers| answers.p99_ms;
-        let of = |answers: &[Answers], what: fn(&Answers) -> f64| {
-            median(&answers.iter().map(what).collect::<Vec<_>>())
+    /// The rows of the table.
+    fn rows(&self) -> String {
+        let row = |name: &str, unit: &str, digits: usize, what: fn(&Answers) -> f64| {
+            let all = |answers: &[Answers]| answers.iter().map(what).collect::<Vec<_>>();
+            let (untraced, traced) = (all(&self.untraced), all(&self.traced));
+            let ratios = traced.iter().zip(&untraced);
+            let ratios: Vec<f64> = ratios.map(|(traced, untraced)| traced / untraced).collect();
+            format!(
+                "| {name} | {:.digits$}{unit} | {:.digits$}{unit} | **{:.3} ×** | {:.1} % |\n",
+                median(&untraced),
+                median(&traced),
+                median(&ratios),
+                unrest(&untraced) * 100.0,
+            )
         };
-        let ratio = |what: fn(&Answers) -> f64| {
-            let pairs = self.traced.iter().zip(&self.untraced);
-            let ratios = pairs.map(|(traced, untraced)| what(traced) / what(untraced));
-            median(&ratios.collect::<Vec<_>>())
-        };
-        let unrest = |what: fn(&Answers) -> f64| {
-            let pairs = self.untraced.windows(2);
-            let apart = pairs.filter_map(|pair| match pair {
-                [one, next] => Some((what(next) / what(one) - 1.0).abs() * 100.0),
-                _ => None,
-            });
-            median(&apart.collect::<Vec<_>>())
-        };
-        format!(
-            "{:.0} | {:.0} | **{:.3} ×** | {:.2} ms | {:.2} ms | **{:.3} ×** | {:.1} %, {:.1} %",
-            of(&self.untraced, rate),
-            of(&self.traced, rate),
-            ratio(rate),
-            of(&self.untraced, slow),
-            of(&self.traced, slow),
-            ratio(slow),
-            unrest(rate),
-            unrest(slow),
-        )
+        row("requests a second", "", 0, |answers| answers.per_second)
+            + &row("99th percentile", " ms", 2, |answers| answers.p99_ms)
     }
 }
 
@@ -177,8 +122,8 @@ struct Answers {
 
 impl Answers {
     /// The median of each.
-    fn median(parts: &[Self]) -> Self {
-        let of = |what: fn(&Self) -> f64| median(&parts.iter().map(what).collect::<Vec<_>>());
+    fn median(seconds: &[Self]) -> Self {
+        let of = |what: fn(&Self) -> f64| median(&seconds.iter().map(what).collect::<Vec<_>>());
         Self {
             per_second: of(|answers| answers.per_second),
             p99_ms: of(|answers| answers.p99_ms),
@@ -202,12 +147,12 @@ impl Wrk {
         })
     }
 
-    /// Asks for so many seconds.
-    fn ask(&self, address: &str, connections: u32, seconds: u32) -> Result<Answers> {
-        let output = on(CLIENTS, &self.program)
+    /// Asks for a second.
+    fn ask(&self, address: &str) -> Result<Answers> {
+        let output = on(SECOND, &self.program)
             .env("LD_LIBRARY_PATH", &self.libraries)
-            .args(["-t", "1", "-c", &connections.to_string()])
-            .args(["-d", &format!("{seconds}s"), "--latency"])
+            .args(["-t", "1", "-c", &CONNECTIONS.to_string()])
+            .args(["-d", "1s", "--latency"])
             .arg(format!("http://{address}/"))
             .stdin(Stdio::null())
             .output()

@@ -155,14 +155,20 @@ fn compare(
                 Some("Attaching"),
             )
         };
-        return measure(executable, &[], setup.pairs, short(setup), start).map(Some);
+        return measure(
+            &mut Command::new(executable),
+            setup.pairs,
+            short(setup),
+            start,
+        )
+        .map(Some);
     };
     let seconds = if arguments.is_empty() {
         setup.seconds
     } else {
         short(setup)
     };
-    measure(executable, &[], setup.pairs, seconds, |pid| {
+    measure(&mut Command::new(executable), setup.pairs, seconds, |pid| {
         let mut command = Command::new(&setup.leaktrace);
         command.args([
             "record",
@@ -203,17 +209,15 @@ struct Stretch {
 /// How often programs print, in milliseconds.
 const REPORT: u32 = 250;
 
-/// Runs the program with these flags, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
+/// Runs the program, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
 pub fn measure(
-    executable: &Path,
-    flags: &[&str],
+    program: &mut Command,
     pairs: u32,
     seconds: u32,
     start: impl Fn(u32) -> Result<Tracer>,
 ) -> Result<Costs> {
     let report = format!("{REPORT}ms");
-    let flags: Vec<&str> = flags.iter().copied().chain(["-report", &report]).collect();
-    let program = Program::start(executable, &flags)?;
+    let program = Program::spawn(program.args(["-report", &report]))?;
     let mut costs = Costs::default();
     for pair in 0..pairs {
         let trace = || -> Result<Stretch> {
@@ -242,6 +246,11 @@ impl Costs {
     /// How often as long an operation takes when traced: the median over the pairs.
     pub fn ratio(&self) -> f64 {
         median(&self.pairs(|traced, untraced| traced / untraced))
+    }
+
+    /// By how much an untraced stretch differs from the one before: the median, as a part.
+    pub fn unrest(&self) -> f64 {
+        super::unrest(&self.untraced)
     }
 
     /// What being traced adds to an operation, in nanoseconds.
