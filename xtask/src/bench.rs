@@ -211,15 +211,6 @@ pub fn median(numbers: &[f64]) -> f64 {
     sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// By how much a number differs from the one before: the median, as a part of that.
-fn unrest(numbers: &[f64]) -> f64 {
-    let apart = numbers.windows(2).filter_map(|pair| match pair {
-        [one, next] => Some((next / one - 1.0).abs()),
-        _ => None,
-    });
-    median(&apart.collect::<Vec<_>>())
-}
-
 #[cfg(test)]
 mod tests {
     use super::section;

@@ -18,6 +18,9 @@ use crate::{containers, demo, go, servers, tools, vm_test};
 /// Go releases that a quick run builds fixtures with; a full one has all that are pinned.
 const QUICK_RELEASES: [&str; 3] = ["1.22.10", "1.25.5", "1.27.3"];
 
+/// What a first run writes, in megabytes: toolchains, packages, what is built. Without that room odd things fail.
+const ROOM_MB: u64 = 12_000;
+
 /// Arguments of `cargo xtask test`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -31,6 +34,10 @@ pub struct Arguments {
 /// Runs every step; an error when one failed.
 pub fn run(arguments: &Arguments) -> Result<()> {
     let mut report = Report::default();
+    if let Some(free) = free_megabytes(&target_dir()).filter(|free| *free < ROOM_MB) {
+        report.room = format!("{free} MB were free at the start; a first run takes {ROOM_MB} MB");
+        eprintln!("{}", report.room);
+    }
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     if arguments.filter.is_none() {
         report.run(
@@ -291,6 +298,14 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// What is free on the disk of a folder, as far as df tells.
+fn free_megabytes(folder: &Path) -> Option<u64> {
+    let mut df = Command::new("df");
+    let output = df.args(["-m", "--output=avail"]).arg(folder).output();
+    let text = String::from_utf8(output.ok()?.stdout).ok()?;
+    text.lines().last()?.trim().parse().ok()
+}
+
 /// Runs a command in the root of the repository, and returns its exit code if it gave one.
 fn status(command: &mut Command) -> Option<i32> {
     let status = command
@@ -307,6 +322,8 @@ struct Report {
     skipped: Vec<(String, String)>,
     /// The table of Go releases and kinds of binary that were traced.
     matrix: String,
+    /// What is said of the disk, if that may be too small.
+    room: String,
 }
 
 impl Report {
@@ -359,6 +376,9 @@ impl Report {
         }
         for (what, reason) in &self.skipped {
             println!("  skipped  {what}: {reason}");
+        }
+        if !self.room.is_empty() {
+            println!("  note     {}", self.room);
         }
         let failed: Vec<_> = self
             .steps

@@ -55,8 +55,8 @@ impl Rule for Stalled {
         };
         let peers = match wait {
             Wait::Network => {
-                "; their reads have no deadline, and none has ended since leaktrace listens: a peer \
-                 that vanished is waited for for ever"
+                "; none of this line has ended since leaktrace listens, and few connections here have a \
+                 deadline: a peer that vanished is waited for for ever"
             }
             _ => "",
         };

@@ -16,8 +16,9 @@ use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
 use leaktrace_fixtures::toolchain::Toolchain;
 
+use super::daemon::cpu_seconds;
 use super::slow_down::Tracer;
-use super::{FIRST, Section, Setup, on, plot};
+use super::{FIRST, Section, Setup, median, on, plot};
 use crate::go;
 
 /// Lines that start goroutines.
@@ -29,8 +30,11 @@ const MOST: u32 = 1_000_000;
 /// The program that works meanwhile has so many.
 const BESIDE_WORK: u32 = 100_000;
 
-/// Part of one core that a daemon's counts may take (`leaktrace/src/watcher/pace.rs`).
-const CENSUS_BUDGET: f64 = 0.005;
+/// How often a program at work says how fast it is, in milliseconds.
+const WINDOW_MS: u32 = 100;
+
+/// How long to wait for all counts of a daemon: it rests for two hundred times as long as one takes.
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// How long a daemon has been there: reading the executable is no part of its counts.
 const SETTLED: Duration = Duration::from_secs(5);
@@ -118,27 +122,101 @@ fn timers(setup: &Setup, toolchain: &Toolchain) -> Result<String> {
 
 /// What a program with many goroutines loses to a daemon that counts them again and again, one of which takes `census` seconds.
 fn slow_down(setup: &Setup, program: &Path, census: f64) -> Result<String> {
+    let report = format!("{WINDOW_MS}ms");
     let count = BESIDE_WORK.to_string();
     let mut program = on(FIRST, program);
-    program.args(["-n", &count, "-work"]);
-    let costs = super::slow_down::measure(&mut program, setup.pairs, setup.seconds, |pid| {
-        let mut command = on(FIRST, &setup.leaktrace);
-        command.args(["daemon", "--events", "none", "--listen", "127.0.0.1:0"]);
-        command.args(["--pid", &pid.to_string()]);
-        let tracer = Tracer::start(&mut command, "leaktrace daemon", None)?;
-        thread::sleep(SETTLED);
-        Ok(tracer)
-    })?;
+    program.args(["-n", &count, "-work", "-report", &report]);
+    let program = Program::spawn(&mut program)?;
+    let mut daemon = on(FIRST, &setup.leaktrace);
+    daemon.args(["daemon", "--events", "none", "--listen", "127.0.0.1:0"]);
+    daemon.args(["--pid", &program.pid().to_string()]);
+    let daemon = Tracer::start(&mut daemon, "leaktrace daemon", None)?;
+    thread::sleep(SETTLED);
+    while program.line_at_once().is_some() {}
+    let counts = setup.pairs as usize;
+    let mut windows = Vec::new();
+    let mut found = Vec::new();
+    let (began, mut last, mut before) =
+        (Instant::now(), Instant::now(), cpu_seconds(daemon.pid())?);
+    while found.len() < counts {
+        ensure!(began.elapsed() < PATIENCE, "the daemon does not count");
+        let line = program.line()?;
+        let (now, cpu) = (Instant::now(), cpu_seconds(daemon.pid())?);
+        windows.push(Window {
+            rate: (line["ops_per_second"].as_f64()).context("the program prints ops_per_second")?,
+            seconds: (now - last).as_secs_f64(),
+            daemon: cpu - before,
+        });
+        (last, before) = (now, cpu);
+        found = found_counts(&windows, census);
+    }
+    let lost: Vec<f64> = found.iter().map(|one| one.lost).collect();
+    let apart: Vec<f64> = (found.windows(2))
+        .filter_map(|pair| Some(pair.get(1)?.at - pair.first()?.at))
+        .collect();
+    let (lost, apart) = (median(&lost), median(&apart));
     Ok(format!(
-        "\n{BESIDE_WORK} goroutines counted by a daemon that may take 0.5 % of a core for it, so about every {:.0} s: the work that\n\
-         the program does meanwhile, on the same processor, takes {:.3} × as long (median of {} pairs of {} s; two untraced\n\
-         stretches differ by {:.1} % in the middle).\n",
-        (census / CENSUS_BUDGET).max(5.0),
-        costs.ratio(),
-        setup.pairs,
-        setup.seconds,
-        costs.unrest() * 100.0
+        "\n{BESIDE_WORK} goroutines counted by a daemon on the program's own processor: a count keeps the program from {:.0} ms of\n\
+         its work, and comes every {apart:.0} s, since counting may take 0.5 % of a core: {:.2} % of the program's throughput (medians\n\
+         of {counts} counts, each compared with the seconds before and after it).\n",
+        lost * 1e3,
+        lost / apart * 100.0,
     ))
+}
+
+/// A moment of a program at work, and what a daemon did meanwhile.
+struct Window {
+    /// Operations a second.
+    rate: f64,
+    /// How long it was.
+    seconds: f64,
+    /// Seconds of CPU that the daemon took.
+    daemon: f64,
+}
+
+/// A count that a daemon made.
+struct Count {
+    /// When it began: seconds since the first window.
+    at: f64,
+    /// Seconds of its work that the program did not do meanwhile.
+    lost: f64,
+}
+
+/// The counts among windows, of those that have enough windows on either side; one takes about `census` seconds of CPU.
+fn found_counts(windows: &[Window], census: f64) -> Vec<Count> {
+    /// Windows between two pieces of one count.
+    const GAP: usize = 3;
+    /// Windows on either side that tell how fast the program is.
+    const AROUND: usize = 20;
+    let mut pieces: Vec<(usize, usize)> = Vec::new();
+    for (index, _) in (windows.iter().enumerate()).filter(|(_, window)| window.daemon > 0.015) {
+        match pieces.last_mut() {
+            Some((_, end)) if index <= *end + GAP => *end = index,
+            _ => pieces.push((index, index)),
+        }
+    }
+    let mut counts = Vec::new();
+    for (first, last) in pieces {
+        let took: f64 = windows[first..=last]
+            .iter()
+            .map(|window| window.daemon)
+            .sum();
+        // The program says late what it did, and may be kept waiting a moment longer.
+        let (begin, end) = (first.saturating_sub(2), last + 2);
+        if took < census / 2.0 || begin < AROUND || end + AROUND >= windows.len() {
+            continue;
+        }
+        let beside = windows[begin - AROUND..begin]
+            .iter()
+            .chain(&windows[end + 1..=end + AROUND]);
+        let usual = median(&beside.map(|window| window.rate).collect::<Vec<_>>());
+        let lost = |window: &Window| window.seconds * (1.0 - window.rate / usual);
+        counts.push(Count {
+            at: windows[..first].iter().map(|window| window.seconds).sum(),
+            lost: windows[begin..=end].iter().map(lost).sum(),
+        });
+    }
+    counts
 }
 
 /// One snapshot: seconds of CPU time and of wall time.
@@ -262,4 +340,33 @@ fn build_many(toolchain: &Toolchain) -> Result<PathBuf> {
         .context("running go build")?;
     ensure!(status.success(), "the generated program does not compile");
     Ok(output)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Window, found_counts};
+
+    #[test]
+    fn counts_and_what_they_cost_are_found() {
+        let mut windows: Vec<Window> = (0..100)
+            .map(|index| Window {
+                rate: 1000.0 + f64::from(index % 3),
+                seconds: 0.1,
+                daemon: 0.0,
+            })
+            .collect();
+        // Two thirds of 0.2 s; then the daemon's other work; then a count too near to the end.
+        for (index, rate, daemon) in [
+            (50, 334.0, 0.06),
+            (51, 334.0, 0.07),
+            (70, 900.0, 0.02),
+            (90, 334.0, 0.1),
+        ] {
+            (windows[index].rate, windows[index].daemon) = (rate, daemon);
+        }
+        let found = found_counts(&windows, 0.12);
+        assert_eq!(found.len(), 1);
+        assert!((found[0].at - 5.0).abs() < 1e-6, "{}", found[0].at);
+        assert!((found[0].lost - 0.1333).abs() < 0.001, "{}", found[0].lost);
+    }
 }

@@ -95,7 +95,7 @@ fn settle(daemon: &Asked, targets: u32) -> Result<()> {
     Ok(())
 }
 
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may hold spaces; utime and stime are the 12th and 13th after it (proc_pid_stat(5)).
     let (_, fields) = stat.rsplit_once(')').context("a stat line has a name")?;

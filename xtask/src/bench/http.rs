@@ -14,11 +14,14 @@ use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 
 use super::slow_down::Tracer;
-use super::{FIRST, SECOND, Section, Setup, median, on, unrest};
+use super::{FIRST, SECOND, Section, Setup, median, on};
 use crate::{go, tools};
 
 /// Connections of wrk: so many that the server's processor is full.
 const CONNECTIONS: u32 = 64;
+
+/// Stretches are so many times shorter, and so many times more: the machine's speed drifts by a tenth within a minute.
+const SHORTER: u32 = 6;
 
 /// How long the daemon has been there: its start is no part of what is measured here (the section on slow-down has it).
 const SETTLED: Duration = Duration::from_secs(5);
@@ -42,14 +45,19 @@ pub fn run(setup: &Setup) -> Result<Section> {
          counts. The last column is how far one such median of the untraced server is from the one before, in the middle.\n\n\
          | | untraced | traced | traced : untraced | unrest |\n|---|--:|--:|--:|--:|\n{}",
         setup.go,
-        setup.seconds,
-        setup.pairs,
+        seconds(setup),
+        pairs.traced.len(),
         pairs.rows()
     );
     Ok(Section {
         markdown: text,
         plots: Vec::new(),
     })
+}
+
+/// Seconds of a stretch.
+fn seconds(setup: &Setup) -> u32 {
+    (setup.seconds / SHORTER).max(1)
 }
 
 /// Stretches in turn.
@@ -61,7 +69,7 @@ struct Pairs {
 impl Pairs {
     fn take(setup: &Setup, wrk: &Wrk, server: &Program, address: &str) -> Result<Self> {
         let (mut untraced, mut traced) = (Vec::new(), Vec::new());
-        for pair in 0..setup.pairs {
+        for pair in 0..setup.pairs * SHORTER {
             // Which comes first changes, so that neither has the better of a machine that warms up or tires.
             for with_daemon in [pair % 2 == 1, pair % 2 == 0] {
                 let daemon = if with_daemon {
@@ -75,10 +83,10 @@ impl Pairs {
                 // Also without a daemon: the kernel takes a moment to take probes off, and who rested longer is colder.
                 thread::sleep(SETTLED);
                 wrk.ask(address)?;
-                let seconds = (0..setup.seconds)
+                let answers = (0..seconds(setup))
                     .map(|_| wrk.ask(address))
                     .collect::<Result<Vec<_>>>()?;
-                let answers = Answers::median(&seconds);
+                let answers = Answers::median(&answers);
                 if daemon.is_some() {
                     traced.push(answers);
                 } else {
@@ -112,6 +120,15 @@ impl Pairs {
         row("requests a second", "", 0, |answers| answers.per_second)
             + &row("99th percentile", " ms", 2, |answers| answers.p99_ms)
     }
+}
+
+/// By how much a number differs from the one before: the median, as a part of that.
+fn unrest(numbers: &[f64]) -> f64 {
+    let apart = numbers.windows(2).filter_map(|pair| match pair {
+        [one, next] => Some((next / one - 1.0).abs()),
+        _ => None,
+    });
+    median(&apart.collect::<Vec<_>>())
 }
 
 /// What wrk says of a stretch.

@@ -43,7 +43,7 @@ pub fn run(setup: &Setup) -> Result<Section> {
                 "uprobe:{}:{offset:#x} {{ @ = count(); }}",
                 executable.display()
             );
-            let costs = measure(&mut Command::new(&executable), setup.pairs, SECONDS, |_| {
+            let costs = measure(&executable, &[], setup.pairs, SECONDS, |_| {
                 let mut command = Command::new("bpftrace");
                 Tracer::start(
                     command.args(["--unsafe", "-e", &script]),
@@ -66,29 +66,23 @@ pub fn run(setup: &Setup) -> Result<Section> {
         text += "| bpftrace | not installed |\n";
     }
     eprintln!("leaktrace");
-    let costs = measure(
-        &mut Command::new(&executable),
-        setup.pairs,
-        SECONDS,
-        |pid| {
-            let mut command = Command::new(&setup.leaktrace);
-            command.args([
-                "record",
-                "--duration",
-                "1h",
-                "-o",
-                "/dev/null",
-                "--events",
-                "lifecycle",
-                "--budget",
-                "off",
-            ]);
-            let tracer =
-                Tracer::start(command.args(["--pid", &pid.to_string()]), "leaktrace", None)?;
-            std::thread::sleep(std::time::Duration::from_secs(1));
-            Ok(tracer)
-        },
-    )?;
+    let costs = measure(&executable, &[], setup.pairs, SECONDS, |pid| {
+        let mut command = Command::new(&setup.leaktrace);
+        command.args([
+            "record",
+            "--duration",
+            "1h",
+            "-o",
+            "/dev/null",
+            "--events",
+            "lifecycle",
+            "--budget",
+            "off",
+        ]);
+        let tracer = Tracer::start(command.args(["--pid", &pid.to_string()]), "leaktrace", None)?;
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        Ok(tracer)
+    })?;
     let hit = costs.added() / 2.0;
     let _ = writeln!(
         text,

@@ -155,20 +155,14 @@ fn compare(
                 Some("Attaching"),
             )
         };
-        return measure(
-            &mut Command::new(executable),
-            setup.pairs,
-            short(setup),
-            start,
-        )
-        .map(Some);
+        return measure(executable, &[], setup.pairs, short(setup), start).map(Some);
     };
     let seconds = if arguments.is_empty() {
         setup.seconds
     } else {
         short(setup)
     };
-    measure(&mut Command::new(executable), setup.pairs, seconds, |pid| {
+    measure(executable, &[], setup.pairs, seconds, |pid| {
         let mut command = Command::new(&setup.leaktrace);
         command.args([
             "record",
@@ -209,15 +203,17 @@ struct Stretch {
 /// How often programs print, in milliseconds.
 const REPORT: u32 = 250;
 
-/// Runs the program, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
+/// Runs the program with these flags, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
 pub fn measure(
-    program: &mut Command,
+    executable: &Path,
+    flags: &[&str],
     pairs: u32,
     seconds: u32,
     start: impl Fn(u32) -> Result<Tracer>,
 ) -> Result<Costs> {
     let report = format!("{REPORT}ms");
-    let program = Program::spawn(program.args(["-report", &report]))?;
+    let flags: Vec<&str> = flags.iter().copied().chain(["-report", &report]).collect();
+    let program = Program::start(executable, &flags)?;
     let mut costs = Costs::default();
     for pair in 0..pairs {
         let trace = || -> Result<Stretch> {
@@ -246,11 +242,6 @@ impl Costs {
     /// How often as long an operation takes when traced: the median over the pairs.
     pub fn ratio(&self) -> f64 {
         median(&self.pairs(|traced, untraced| traced / untraced))
-    }
-
-    /// By how much an untraced stretch differs from the one before: the median, as a part.
-    pub fn unrest(&self) -> f64 {
-        super::unrest(&self.untraced)
     }
 
     /// What being traced adds to an operation, in nanoseconds.
@@ -327,6 +318,11 @@ impl Tracer {
             std::thread::sleep(Duration::from_secs(1));
         }
         Ok(tracer)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
     }
 }
 
