@@ -20,11 +20,11 @@ pub struct Goroutine {
     pub gopc: RuntimeAddr,
     /// The first instruction that it ran.
     pub startpc: RuntimeAddr,
-    /// Bytes of its stack.
-    pub stack_bytes: u64,
+    /// Bytes of its stack; 4 GiB for whatever claims to be larger (`runtime.maxstacksize` is 1 GB).
+    pub stack_bytes: u32,
     /// Bytes of its stack in use, while it waits or is in a system call. Goroutines of one site in one state that use
-    /// equally much are almost always stuck at the same place.
-    pub depth: u64,
+    /// equally much are almost always stuck at the same place. 4 GiB for whatever claims more.
+    pub depth: u32,
     /// Since when it waits at the latest, if the garbage collector has seen it waiting: CLOCK_MONOTONIC, nanoseconds; else 0
     /// (`g.waitsince`, set in src/runtime/mgcmark.go: markroot).
     pub waiting_since_ns: u64,
@@ -37,6 +37,9 @@ pub struct Goroutine {
     /// (`_Gleaked`, Go ≥ 1.26).
     pub leaked: bool,
 }
+
+// There may be millions: one lies in one line of the processor's cache.
+const _: () = assert!(size_of::<Goroutine>() == 64);
 
 /// `g.atomicstatus` without the scan bit (src/runtime/runtime2.go: _Gidle and on).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -220,8 +223,8 @@ fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Gorout
         wait_reason: fields.byte(offsets.g_waitreason as usize),
         gopc: RuntimeAddr(fields.word(offsets.g_gopc as usize)),
         startpc: RuntimeAddr(fields.word(offsets.g_startpc as usize)),
-        stack_bytes: high.saturating_sub(low),
-        depth: high.saturating_sub(stack_pointer),
+        stack_bytes: bytes_between(low, high),
+        depth: bytes_between(stack_pointer, high),
         waiting_since_ns: match status {
             Status::Waiting => fields.word(offsets.g_waitsince as usize),
             _ => 0,
@@ -233,4 +236,8 @@ fn parse(layout: &Layout, address: u64, mut fields: Fields<'_>) -> Option<Gorout
             None => 0,
         },
     })
+}
+
+fn bytes_between(low: u64, high: u64) -> u32 {
+    u32::try_from(high.saturating_sub(low)).unwrap_or(u32::MAX)
 }

@@ -205,9 +205,9 @@ fn for_each_structure(
     /// Bytes between two structures that are cheaper to copy than to skip.
     const GAP: u64 = 512;
     /// Longest piece; a page that is not mapped inside loses no more than this.
-    const LONGEST_PIECE: u64 = 64 << 10;
+    const LONGEST_PIECE: u64 = 256 << 10;
     /// Bytes copied before they are looked at: bounds our own memory.
-    const BATCH: usize = 4 << 20;
+    const BATCH: usize = 1 << 20;
 
     let size_u64 = size as u64;
     addresses.sort_unstable();

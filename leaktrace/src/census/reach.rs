@@ -204,7 +204,7 @@ fn stacks(
                     0 => goroutine.stack_bytes,
                     depth => depth.min(goroutine.stack_bytes),
                 };
-                stacks.insert(address, (high.saturating_sub(used), high));
+                stacks.insert(address, (high.saturating_sub(used.into()), high));
             }
         },
     )?;

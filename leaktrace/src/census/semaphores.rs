@@ -39,12 +39,14 @@ pub fn semaphores(
     wait_reasons: &[String],
     goroutines: &[Goroutine],
 ) -> Result<Waits<Semaphore>, MemoryError> {
+    let tells: Vec<bool> = (wait_reasons.iter())
+        .map(|reason| is_semaphore(reason))
+        .collect();
+    let tells = |goroutine: &Goroutine| tells.get(usize::from(goroutine.wait_reason));
     // `*g` -> index. Those who wait for something else are no evidence of a semaphore.
     let mut waiting: HashMap<u64, usize> = HashMap::new();
     for (index, goroutine) in goroutines.iter().enumerate() {
-        let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
-        if goroutine.status == Status::Waiting && reason.is_some_and(|reason| is_semaphore(reason))
-        {
+        if goroutine.status == Status::Waiting && tells(goroutine) == Some(&true) {
             waiting.insert(goroutine.g.0, index);
         }
     }

@@ -68,7 +68,7 @@ pub fn walk(
     goroutines: &[Goroutine],
 ) -> Result<Vec<StackGroup>, MemoryError> {
     #[derive(PartialEq, Eq, Hash)]
-    struct Key(RuntimeAddr, RuntimeAddr, Status, u8, u64);
+    struct Key(RuntimeAddr, RuntimeAddr, Status, u8, u32);
     struct Group<'g> {
         count: u64,
         goids: (Goid, Goid),
@@ -159,7 +159,7 @@ fn unwind(
         return Ok(Vec::new());
     };
     let used = high.saturating_sub(sp);
-    if goid != goroutine.goid.0 || used == 0 || used != goroutine.depth {
+    if goid != goroutine.goid.0 || used == 0 || used != u64::from(goroutine.depth) {
         return Ok(Vec::new());
     }
     let mut bytes = vec![0; usize::try_from(used.min(MOST_BYTES)).unwrap_or(0)];
@@ -301,7 +301,7 @@ mod tests {
                 gopc: RuntimeAddr(number),
                 startpc: RuntimeAddr(number),
                 stack_bytes: 2048,
-                depth: number,
+                depth: u32::try_from(number).expect("few"),
                 waiting_since_ns: 0,
                 waiting: 0,
                 stops: 0,

@@ -99,8 +99,11 @@ const MOST_EDGES: usize = 1 << 20;
 /// Cases of one select that are followed (the compiler allows 65,536).
 const MOST_CASES: usize = 64;
 
+/// The count of a channel that a goroutine which waits on it belongs to.
+type Role = fn(&mut Channel) -> &mut u64;
+
 /// How goroutines wait on a channel, by the name of their wait reason; the names are the target's own.
-fn role(wait_reason: &str) -> Option<fn(&mut Channel) -> &mut u64> {
+fn role(wait_reason: &str) -> Option<Role> {
     match wait_reason {
         "chan receive" => Some(|channel| &mut channel.receivers),
         "chan send" => Some(|channel| &mut channel.senders),
@@ -120,14 +123,13 @@ pub fn channels(
     goroutines: &[Goroutine],
 ) -> Result<Waits<Channel>, MemoryError> {
     let mut waits = Waits::default();
+    let roles: Vec<Option<Role>> = wait_reasons.iter().map(|reason| role(reason)).collect();
+    let role = |goroutine: &Goroutine| *roles.get(usize::from(goroutine.wait_reason))?;
     // Sudogs and their goroutines; replaced by the next sudogs of the same goroutines, until none is left.
     let mut hooks: Vec<(u64, usize)> = Vec::new();
     for (index, goroutine) in goroutines.iter().enumerate() {
-        let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
-        if goroutine.status != Status::Waiting
-            || goroutine.waiting == 0
-            || reason.and_then(|reason| role(reason)).is_none()
-        {
+        let hangs = goroutine.status == Status::Waiting && goroutine.waiting != 0;
+        if !hangs || role(goroutine).is_none() {
             continue;
         }
         if hooks.len() < MOST_GOROUTINES {
@@ -209,11 +211,7 @@ pub fn channels(
         let (Ok(place), Some(goroutine)) = (place, goroutines.get(index)) else {
             continue;
         };
-        let reason = wait_reasons.get(usize::from(goroutine.wait_reason));
-        if let (Some(channel), Some(role)) = (
-            waits.things.get_mut(place),
-            reason.and_then(|reason| role(reason)),
-        ) {
+        if let (Some(channel), Some(role)) = (waits.things.get_mut(place), role(goroutine)) {
             *role(channel) += 1;
         }
         waits.edges.push((index, place));

@@ -4,14 +4,15 @@
 //! time; [`Ledger::reconcile`] takes what the runtime itself has, and corrects the books with it. Their
 //! disagreement is measured as [`Drift`]. It does no I/O and has no clock.
 
+mod alive;
 mod history;
+mod reconcile;
 mod site;
 mod stillness;
 mod symbolizer;
 mod timers;
 
-use foldhash::{HashMap, HashMapExt, HashSet};
-
+use alive::Alive;
 pub use history::{History, Sample};
 pub use site::{CallSite, Site, SiteId, SiteKind, Sites, Symbols};
 pub use stillness::Stillness;
@@ -19,7 +20,7 @@ pub use symbolizer::Symbolizer;
 use timers::{Armed, ArmedTimers};
 
 use crate::address::RuntimeAddr;
-use crate::census::{self, Census, Status, TimerKind};
+use crate::census::TimerKind;
 use crate::event::{self, Change, Event, Goid, Ktime, StackId};
 
 /// The books of one target.
@@ -27,7 +28,7 @@ use crate::event::{self, Change, Event, Goid, Ktime, StackId};
 pub struct Ledger {
     /// Every call site met, with its totals.
     pub sites: Sites,
-    goroutines: HashMap<Goid, LiveGoroutine>,
+    goroutines: Alive,
     /// Those that were pending at the last census, in the order of their addresses.
     timers: Vec<LiveTimer>,
     /// Where each timer was armed that we heard of, pending or not: a stopped one may be reset.
@@ -115,14 +116,6 @@ pub struct Drift {
     pub missed_births: u64,
     /// Alive in the books, gone from the runtime.
     pub missed_ends: u64,
-}
-
-/// Since when a goroutine is there at the latest: what waits since a moment was born before it.
-fn first_seen(waiting_since_ns: u64, now_ns: u64) -> u64 {
-    match waiting_since_ns {
-        0 => now_ns,
-        since => since.min(now_ns),
-    }
 }
 
 impl Drift {
@@ -243,7 +236,7 @@ impl Ledger {
         } else {
             self.turned_away += 1;
         }
-        let site = match self.goroutines.remove(&goroutine.goid) {
+        let site = match self.goroutines.remove(goroutine.goid) {
             Some(live) => {
                 let books = &mut self.sites[live.site];
                 books.live -= 1;
@@ -379,185 +372,9 @@ impl Ledger {
         }
     }
 
-    /// Corrects the books with what the runtime itself has.
-    ///
-    /// Every event that happened before the census ended must have been applied. What was born after the
-    /// census began may be missing from it, and what ended after it began may still be in it: both are in
-    /// flight, not drift.
-    pub fn reconcile(&mut self, census: Census, symbols: &dyn Symbols) -> Drift {
-        let mut drift = Drift::default();
-        let ended_meanwhile: HashSet<Goid> = self
-            .recent_ends
-            .drain(..)
-            .filter(|(_, at_ns)| *at_ns >= census.started_ns)
-            .map(|(goid, _)| goid)
-            .collect();
-
-        let mut known = std::mem::take(&mut self.goroutines);
-        let mut alive = HashMap::with_capacity(census.goroutines.len());
-        for site in self.sites.iter_mut() {
-            site.leaked = 0;
-        }
-        for goroutine in &census.goroutines {
-            if ended_meanwhile.contains(&goroutine.goid) {
-                continue;
-            }
-            let state = match goroutine.status {
-                Status::Runnable => State::Runnable,
-                Status::Running => State::Running,
-                Status::Syscall => State::Syscall,
-                Status::Preempted => State::Preempted,
-                Status::Waiting => State::Waiting(goroutine.wait_reason),
-            };
-            let live = match known.remove(&goroutine.goid) {
-                Some(live) => LiveGoroutine {
-                    state,
-                    stack_bytes: u32::try_from(goroutine.stack_bytes).unwrap_or(u32::MAX),
-                    waits_since_ns: goroutine.waiting_since_ns,
-                    waits_exact: false,
-                    still: live.still.seen_again(goroutine, census.started_ns),
-                    ..live
-                },
-                None => {
-                    // The first census after the probes went on seeds the books; later ones find only what was missed.
-                    if self.seeded_since_listening() {
-                        drift.missed_births += 1;
-                    }
-                    let site = self
-                        .sites
-                        .of_goroutine(goroutine.gopc, goroutine.startpc, symbols);
-                    self.sites[site].live += 1;
-                    LiveGoroutine {
-                        site,
-                        since_ns: first_seen(goroutine.waiting_since_ns, census.started_ns),
-                        exact: false,
-                        state,
-                        stack_bytes: u32::try_from(goroutine.stack_bytes).unwrap_or(u32::MAX),
-                        waits_since_ns: goroutine.waiting_since_ns,
-                        waits_exact: false,
-                        still: Stillness::first_seen(goroutine, census.started_ns),
-                    }
-                }
-            };
-            self.sites[live.site].leaked += u64::from(goroutine.leaked);
-            if let Some(before) = alive.insert(goroutine.goid, live) {
-                // Two gs with one number: read in the middle of a change, or forged.
-                self.sites[before.site].live -= 1;
-            }
-        }
-        for (goid, live) in known {
-            // Born after the walk began: the census may have passed its slot before it was there.
-            if live.exact && live.since_ns >= census.started_ns {
-                alive.insert(goid, live);
-                continue;
-            }
-            self.sites[live.site].live -= 1;
-            if self.seeded_since_listening() {
-                drift.missed_ends += 1;
-            }
-        }
-        self.goroutines = alive;
-        self.timers_unknown = census.timers.is_none();
-        self.reconcile_timers(
-            census.timers.unwrap_or_default(),
-            census.started_ns,
-            symbols,
-        );
-        self.last_census_ns = Some(census.started_ns);
-        self.drift = drift;
-        self.drift_total += drift.total();
-        drift
-    }
-
-    fn seeded_since_listening(&self) -> bool {
-        match (self.last_census_ns, self.listening_since_ns) {
-            (Some(census), Some(listening)) => census >= listening,
-            _ => false,
-        }
-    }
-
-    fn reconcile_timers(
-        &mut self,
-        found: Vec<census::Timer>,
-        census_ns: u64,
-        symbols: &dyn Symbols,
-    ) {
-        let known = std::mem::take(&mut self.timers);
-        for timer in &known {
-            self.sites[timer.site].live -= 1;
-        }
-        // There may be a million. Both kinds are of one size, so this is done in the memory that the census took.
-        const { assert!(size_of::<census::Timer>() == size_of::<LiveTimer>()) };
-        let pending = found.into_iter().filter_map(|timer| {
-            let known = at_address(&known, timer.timer);
-            self.pending(&timer, known, census_ns, symbols)
-        });
-        let mut pending: Vec<LiveTimer> = pending.collect();
-        drop(known);
-        if !pending.is_sorted_by_key(|timer| timer.timer) {
-            pending.sort_by_key(|timer| timer.timer);
-        }
-        pending.dedup_by(|later, earlier| {
-            let same = later.timer == earlier.timer;
-            if same {
-                // Listed twice, and perhaps changed in between: the later reading counts.
-                *earlier = *later;
-            }
-            same
-        });
-        for timer in &pending {
-            self.sites[timer.site].live += 1;
-        }
-        self.timers = pending;
-        let is_pending = |timer| at_address(&self.timers, timer).is_some();
-        self.armed.sweep(&is_pending, census_ns);
-    }
-
-    /// What the books say of a timer that the census found; `None` for the runtime's own. `known` is what they said of
-    /// its address before.
-    fn pending(
-        &mut self,
-        timer: &census::Timer,
-        known: Option<&LiveTimer>,
-        census_ns: u64,
-        symbols: &dyn Symbols,
-    ) -> Option<LiveTimer> {
-        // The same address may be another timer by now.
-        let (site, armed_ns) = match self.armed.pending(timer) {
-            Some(armed) => (armed.site, Some((armed.at_ns, armed.made_ns))),
-            None => {
-                let (function, callback) = (timer.function, timer.callback);
-                let site =
-                    (self.sites).of_timer(function, callback, timer.period_ns, None, symbols)?;
-                (site, None)
-            }
-        };
-        let known = known.filter(|known| known.site == site);
-        let first_seen_ns = armed_ns.map_or(census_ns, |(at_ns, _)| at_ns);
-        Some(LiveTimer {
-            timer: timer.timer,
-            site,
-            since_ns: match (armed_ns, known) {
-                (None, Some(known)) => known.since_ns,
-                _ => first_seen_ns,
-            },
-            exact: armed_ns.is_some(),
-            there_since_ns: match (armed_ns, known) {
-                (_, None) => first_seen_ns,
-                (None, Some(known)) => known.there_since_ns,
-                // What the last count found here may have been an older timer of the same line.
-                (Some((at_ns, made_ns)), Some(known)) => {
-                    known.there_since_ns.min(at_ns).max(made_ns)
-                }
-            },
-            when_ns: timer.when_ns,
-            period_ns: timer.period_ns,
-        })
-    }
-
     /// Says since when a goroutine that the last census saw waiting has been waiting: the probes saw it block.
     pub fn waits_since(&mut self, goid: Goid, since_ns: u64) {
-        if let Some(live) = self.goroutines.get_mut(&goid)
+        if let Some(live) = self.goroutines.get_mut(goid)
             && matches!(live.state, State::Waiting(_))
         {
             live.waits_since_ns = since_ns;
@@ -589,13 +406,13 @@ impl Ledger {
 
     /// All live goroutines.
     pub fn goroutines(&self) -> impl Iterator<Item = (Goid, &LiveGoroutine)> {
-        self.goroutines.iter().map(|(goid, live)| (*goid, live))
+        self.goroutines.iter()
     }
 
     /// Where a live goroutine was made.
     #[must_use]
     pub fn site_of(&self, goid: Goid) -> Option<SiteId> {
-        self.goroutines.get(&goid).map(|live| live.site)
+        self.goroutines.get(goid).map(|live| live.site)
     }
 
     /// All pending timers as of the last census.
@@ -607,12 +424,6 @@ impl Ledger {
     pub fn creation_stacks(&self) -> impl Iterator<Item = StackId> {
         self.sites.iter().filter_map(|site| site.creation_stack)
     }
-}
-
-/// What is known of the timer at an address.
-fn at_address(timers: &[LiveTimer], timer: RuntimeAddr) -> Option<&LiveTimer> {
-    let at = timers.binary_search_by_key(&timer, |known| known.timer);
-    at.ok().and_then(|at| timers.get(at))
 }
 
 #[cfg(test)]

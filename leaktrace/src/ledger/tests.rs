@@ -1,5 +1,6 @@
 //! The books under events, censuses, losses and every mixture of them.
 
+mod alive;
 mod timers;
 
 use std::collections::HashMap;
@@ -7,7 +8,7 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::census::{Goroutine, Timer};
+use crate::census::{Census, Goroutine, Status, Timer};
 use crate::event::Slot;
 use crate::resolve::pclntab::Frame;
 
