@@ -8,7 +8,8 @@ use crate::resolve::Execution;
 
 const KINDS: usize = Kind::COUNT as usize;
 
-/// What one hit costs the thread that is probed, measured on leaktrace's own process. Nanoseconds.
+/// What one hit costs the thread that is probed, in a program that does other work too; made of what is measured on leaktrace's
+/// own process. Nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Calibration {
     /// On an instruction that the kernel emulates, with a record but no stack.
@@ -22,9 +23,9 @@ pub struct Calibration {
 impl Calibration {
     /// For a machine on which nothing could be measured: what a 2-core VM takes, on the dear side.
     pub const ASSUMED: Self = Self {
-        emulated_ns: 1_500.0,
-        stepped_ns: 16_000.0,
-        stack_ns: 1_000.0,
+        emulated_ns: 3_000.0,
+        stepped_ns: 30_000.0,
+        stack_ns: 2_000.0,
     };
 
     /// What one hit of a kind costs at such an instruction.

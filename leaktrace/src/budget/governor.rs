@@ -180,14 +180,10 @@ impl Governor {
         self.share.is_none() || matches!(self.phase, Phase::Steady { .. })
     }
 
-    /// Whether something ends when it is called next: probes lie on for a sample, or one that is over is not judged yet.
+    /// Whether something ends when it is called next: probes lie on for a sample.
     #[must_use]
     pub fn is_hurried(&self) -> bool {
-        let sampling = matches!(
-            self.phase,
-            Phase::Sampling { .. } | Phase::Resting { judged: false, .. }
-        );
-        self.share.is_some() && sampling
+        self.share.is_some() && matches!(self.phase, Phase::Sampling { .. })
     }
 
     /// What may be spent before the next call, in nanoseconds; `None`: anything.
