@@ -281,7 +281,7 @@ fn register_cost(registry: &Registry, watched: &[Watched<'_>]) -> Result<(), pro
     )?;
     let price = float_gauge(
         "leaktrace_probe_cost_seconds",
-        "What one hit of a probe costs on this machine, as measured on leaktrace itself.",
+        "What one hit of a probe costs on this machine: twice what is measured on leaktrace itself, whose caches are warm.",
         &["work"],
     )?;
     let changes = counter(

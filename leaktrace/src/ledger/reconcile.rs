@@ -88,6 +88,8 @@ impl Ledger {
             }
             in_flight
         });
+        // A storm leaves no room behind.
+        born.shrink_to_fit();
         self.goroutines = Alive::new(counted, born);
         // The first census after the probes went on seeds the books; later ones find only what was missed.
         let seeded = match (self.last_census_ns, self.listening_since_ns) {
