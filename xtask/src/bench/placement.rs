@@ -97,7 +97,8 @@ pub fn run(setup: &Setup) -> Result<Section> {
     if let Some(calibrated) = calibrated(setup, &executable)? {
         let _ = writeln!(
             text,
-            "\nleaktrace's own measure of a hit, by which it keeps the budget (half with a stack, half without): {:.2} µs.",
+            "\nleaktrace reckons with {:.2} µs a hit (half with a stack, half without): twice what it measures on itself. In\n\
+             a program that does other work too it takes so long (below: what the clients of a server notice).",
             calibrated / 1e3
         );
     }
