@@ -174,7 +174,7 @@ pub fn event(data: &[u8]) {
                     wait_reason: 3,
                     gopc: goroutine.gopc,
                     startpc: goroutine.startpc,
-                    stack_bytes: goroutine.g.0,
+                    stack_bytes: u32::try_from(goroutine.g.0).unwrap_or(u32::MAX),
                     depth: 128,
                     waiting_since_ns: goroutine.startpc.0,
                     waiting: 0,
