@@ -30,7 +30,7 @@ pub struct Arguments {
     /// Pairs of an untraced and a traced stretch of which medians are taken
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=99))]
     pairs: u32,
-    /// Seconds of a stretch under the default settings; others are a tenth as long
+    /// Seconds of a stretch under the default settings; others are shorter
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(2..=3600))]
     seconds: u32,
     /// Of the slow-down only this program: spawn-storm, ping-pong or timer-storm
