@@ -16,9 +16,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
+use leaktrace_fixtures::target_dir;
 
 use super::daemon::cpu_seconds;
-use super::slow_down::Tracer;
+use super::slow_down::{self, Tracer};
 use super::{FIRST, SECOND, Section, Setup, median, on};
 use crate::{go, tools};
 
@@ -31,14 +32,58 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// Seconds of load before what is measured: the section on slow-down has the first second of a storm.
 const WARM: u32 = 1;
 
-/// Stretches without leaktrace, and those without a budget, are so many times shorter.
+/// Stretches under anything but leaktrace's default settings are so many times shorter.
 const SHORTER: u32 = 6;
 
-/// Everything is heard.
-const WITHOUT_BUDGET: [&str; 4] = ["--budget", "off", "--host-budget", "off"];
+/// What a request does that is probed: a goroutine is born and ends, and a timer is armed and stopped. Each is a hit.
+const FUNCTIONS: [&str; 4] = [
+    "runtime.newproc1",
+    "runtime.goexit1",
+    "time.newTimer",
+    "time.stopTimer",
+];
 
-/// Hits that one request makes then.
-const HITS: u32 = 4;
+/// Who traces one of the servers.
+#[derive(Clone, Copy)]
+enum Tracing {
+    Nobody,
+    /// `leaktrace daemon` with these arguments.
+    Leaktrace(&'static [&'static str]),
+    /// bpftrace, which counts the entries of [`FUNCTIONS`].
+    Bpftrace,
+}
+
+/// Everything is heard.
+const LIFECYCLE: &[&str] = &[
+    "--events",
+    "lifecycle",
+    "--budget",
+    "off",
+    "--host-budget",
+    "off",
+];
+const FULL: &[&str] = &[
+    "--events",
+    "full",
+    "--budget",
+    "off",
+    "--host-budget",
+    "off",
+];
+
+const TRACERS: [(&str, Tracing); 5] = [
+    ("nobody", Tracing::Nobody),
+    ("leaktrace", Tracing::Leaktrace(&[])),
+    (
+        "leaktrace --events lifecycle, no budget",
+        Tracing::Leaktrace(LIFECYCLE),
+    ),
+    (
+        "leaktrace --events full, no budget",
+        Tracing::Leaktrace(FULL),
+    ),
+    ("bpftrace counting at entries", Tracing::Bpftrace),
+];
 
 /// Measures all of them.
 pub fn run(setup: &Setup) -> Result<Section> {
@@ -52,30 +97,48 @@ pub fn run(setup: &Setup) -> Result<Section> {
             Side::start("second", &executable)?,
         ],
     };
-    let short = setup.seconds.div_ceil(SHORTER);
-    let nobody = bench.pairs("nobody", short, None)?;
-    let leaktrace = bench.pairs("leaktrace", setup.seconds, Some(&[]))?;
-    let unbounded = bench.pairs("without a budget", short, Some(&WITHOUT_BUDGET))?;
-    let own: Vec<f64> = leaktrace.iter().map(|pair| pair.own).collect();
     let mut text = format!(
         "Two servers of net/http with timeouts of their own and one for each request, and a goroutine for each connection, Go {},\n\
-         at the same time, each asked by a wrk over {CONNECTIONS} connections for {} s. They share one full processor, half for\n\
-         each; wrk has another. One of the two is traced by `leaktrace daemon` at its default settings, which works in that\n\
-         one's half, so that what it takes weighs double; then the other one. Medians of {} such pairs; apart is how far a pair is from the\n\
-         median, in the middle.\n\n\
+         at the same time, each asked by a wrk over {CONNECTIONS} connections for {} s ({} s where not under the default settings).\n\
+         They share one full processor, half for each; wrk has another. One of the two is traced, leaktrace as a daemon, which\n\
+         works in that one's half, so that what it takes weighs double; then the other one. Medians of {} such pairs; apart is how far\n\
+         a pair is from the median, in the middle.\n\n\
          | traced by | | untraced | traced | traced : untraced | apart |\n|---|---|--:|--:|--:|--:|\n",
-        setup.go, setup.seconds, setup.pairs,
+        setup.go,
+        setup.seconds,
+        bench.short(),
+        setup.pairs,
     );
-    text += &rows("nobody", &nobody);
-    text += &rows("leaktrace", &leaktrace);
-    let _ = writeln!(
-        text,
-        "\nleaktrace itself took {:.2} % of the processor. Where it hears everything, without a budget ({}), a request takes\n\
-         the server {:.1} µs more: that is for {HITS} hits, a goroutine's birth and end and a timer that is armed and stopped.",
-        median(&own) * 100.0,
-        WITHOUT_BUDGET.join(" "),
-        added_us(&unbounded),
-    );
+    let mut notes = String::new();
+    for (name, tracing) in TRACERS {
+        if matches!(tracing, Tracing::Bpftrace) && !slow_down::has_bpftrace() {
+            let _ = writeln!(text, "| {name} | | | | not installed | |");
+            continue;
+        }
+        let pairs = bench.pairs(name, tracing)?;
+        text += &rows(name, &pairs);
+        match tracing {
+            Tracing::Leaktrace([]) => {
+                let own: Vec<f64> = pairs.iter().map(|pair| pair.own).collect();
+                let _ = writeln!(
+                    notes,
+                    "\nleaktrace itself took {:.2} % of the processor at its default settings.",
+                    median(&own) * 100.0
+                );
+            }
+            Tracing::Leaktrace(LIFECYCLE) | Tracing::Bpftrace => {
+                let _ = writeln!(
+                    notes,
+                    "The {} hits of a request, a goroutine's birth and end and a timer that is armed and stopped, take {:.1} µs of\n\
+                     the server's time under {name}.",
+                    FUNCTIONS.len(),
+                    added_us(&pairs)
+                );
+            }
+            Tracing::Nobody | Tracing::Leaktrace(_) => {}
+        }
+    }
+    text += &notes;
     Ok(Section {
         markdown: text,
         plots: Vec::new(),
@@ -92,6 +155,8 @@ struct Bench<'s> {
 struct Side {
     // Ends before its half goes.
     server: Program,
+    /// A file of its own: bpftrace's probes are in every process of a file.
+    executable: PathBuf,
     address: String,
     half: Half,
 }
@@ -99,12 +164,15 @@ struct Side {
 impl Side {
     fn start(name: &str, executable: &Path) -> Result<Self> {
         let half = Half::new(name)?;
+        let own = target_dir().join("bench").join(format!("http-{name}"));
+        fs::copy(executable, &own).with_context(|| format!("making {}", own.display()))?;
         // The server is told where to listen, so that it need not be asked; the port is free a moment before.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let mut server = half.command(executable);
+        let mut server = half.command(&own);
         server.args(["-clients", "0", "-parts", "0", "-listen", &address]);
         Ok(Self {
             server: Program::spawn(&mut server)?,
+            executable: own,
             address,
             half,
         })
@@ -163,16 +231,25 @@ struct Measured {
 struct Pair {
     /// In either stretch, the untraced and the traced one.
     stretches: [[Measured; 2]; 2],
-    /// What leaktrace used, as a part of a processor.
+    /// What the tracer used, as a part of a processor.
     own: f64,
 }
 
 impl Bench<'_> {
-    /// Stretches of so long, traced by a daemon with such arguments, or by nobody.
-    fn pairs(&self, name: &str, seconds: u32, daemon: Option<&[&str]>) -> Result<Vec<Pair>> {
+    /// Seconds of a stretch that is not under the default settings.
+    fn short(&self) -> u32 {
+        self.setup.seconds.div_ceil(SHORTER)
+    }
+
+    /// All pairs of stretches, traced so.
+    fn pairs(&self, name: &str, tracing: Tracing) -> Result<Vec<Pair>> {
+        let seconds = match tracing {
+            Tracing::Leaktrace([]) => self.setup.seconds,
+            _ => self.short(),
+        };
         let pairs = (0..self.setup.pairs).map(|number| {
-            let (first, first_own) = self.stretch(0, seconds, daemon)?;
-            let (second, second_own) = self.stretch(1, seconds, daemon)?;
+            let (first, first_own) = self.stretch(0, seconds, tracing)?;
+            let (second, second_own) = self.stretch(1, seconds, tracing)?;
             let pair = Pair {
                 stretches: [first, second],
                 own: (first_own + second_own) / 2.0,
@@ -188,27 +265,36 @@ impl Bench<'_> {
         pairs.collect()
     }
 
-    /// A stretch in which one of the two is traced. Answers the untraced and the traced, and what leaktrace used.
+    /// A stretch in which one of the two is traced. Answers the untraced and the traced, and what the tracer used.
     fn stretch(
         &self,
         traced: usize,
         seconds: u32,
-        daemon: Option<&[&str]>,
+        tracing: Tracing,
     ) -> Result<([Measured; 2], f64)> {
         let side = &self.sides[traced];
-        let daemon = daemon.map(|arguments| {
-            let mut daemon = side.half.command(&self.setup.leaktrace);
-            daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid"]);
-            daemon.arg(side.server.pid().to_string()).args(arguments);
-            Tracer::start(&mut daemon, "leaktrace daemon", None)
-        });
-        let daemon = daemon.transpose()?;
+        let pid = side.server.pid().to_string();
+        let tracer = match tracing {
+            Tracing::Nobody => None,
+            Tracing::Leaktrace(arguments) => {
+                let mut daemon = side.half.command(&self.setup.leaktrace);
+                daemon.args(["daemon", "--listen", "127.0.0.1:0", "--pid", &pid]);
+                daemon.args(arguments);
+                Some(Tracer::start(&mut daemon, "leaktrace daemon", None)?)
+            }
+            Tracing::Bpftrace => {
+                let mut bpftrace = side.half.command(Path::new("bpftrace"));
+                let script = slow_down::counting(&side.executable, &FUNCTIONS);
+                bpftrace.args(["-e", &script]);
+                Some(Tracer::start(&mut bpftrace, "bpftrace", Some("Attaching"))?)
+            }
+        };
         thread::sleep(SETTLED);
         self.ask(WARM)?;
         let own = || {
-            daemon
+            tracer
                 .as_ref()
-                .map_or(Ok(0.0), |daemon| cpu_seconds(daemon.pid()))
+                .map_or(Ok(0.0), |tracer| cpu_seconds(tracer.pid()))
         };
         let own_before = own()?;
         let measured = self.ask(seconds)?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use leaktrace_fixtures::build::{self, Variant};
 use serde_json::Value;
 
-use super::slow_down::{Tracer, measure};
+use super::slow_down::{Tracer, has_bpftrace, measure};
 use super::{Section, Setup, plot};
 use crate::go;
 
@@ -32,7 +32,7 @@ pub fn run(setup: &Setup) -> Result<Section> {
         setup.go, setup.pairs
     );
     let mut rows = Vec::new();
-    if Command::new("bpftrace").arg("--version").output().is_ok() {
+    if has_bpftrace() {
         for (place, offset) in places(setup, &executable, &symbols)? {
             let Some(offset) = offset else {
                 let _ = writeln!(text, "| bpftrace, {place} | not found |");

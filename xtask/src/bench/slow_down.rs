@@ -140,14 +140,10 @@ fn compare(
     functions: &[&str],
 ) -> Result<Option<Costs>> {
     let Some(arguments) = arguments else {
-        if Command::new("bpftrace").arg("--version").output().is_err() {
+        if !has_bpftrace() {
             return Ok(None);
         }
-        let path = executable.display();
-        let probes: Vec<_> = (functions.iter())
-            .map(|function| format!("uprobe:{path}:{function} {{ @[probe] = count(); }}"))
-            .collect();
-        let script = probes.join(" ");
+        let script = counting(executable, functions);
         let start = |_| {
             Tracer::start(
                 Command::new("bpftrace").args(["-e", &script]),
@@ -181,6 +177,20 @@ fn compare(
         Ok(tracer)
     })
     .map(Some)
+}
+
+/// Whether there is a bpftrace to compare with.
+pub fn has_bpftrace() -> bool {
+    Command::new("bpftrace").arg("--version").output().is_ok()
+}
+
+/// A script of bpftrace's that counts how often each of the functions is entered.
+pub fn counting(executable: &Path, functions: &[&str]) -> String {
+    let path = executable.display();
+    let probes: Vec<_> = (functions.iter())
+        .map(|function| format!("uprobe:{path}:{function} {{ @[probe] = count(); }}"))
+        .collect();
+    probes.join(" ")
 }
 
 /// Nanoseconds per operation of each stretch.
