@@ -1,7 +1,9 @@
 //! What a program knows when it starts: registers, the process that was hit, and the way to a record.
 
 use core::{
+    ffi::c_void,
     intrinsics::{AtomicOrdering, atomic_xadd},
+    mem::MaybeUninit,
     ptr,
 };
 
@@ -10,7 +12,7 @@ use aya_ebpf::{
     bindings::{BPF_RB_NO_WAKEUP, bpf_pidns_info, bpf_user_pt_regs_t},
     helpers::{
         bpf_get_current_pid_tgid, bpf_ktime_get_ns, bpf_probe_read_user,
-        generated::{bpf_get_attach_cookie, bpf_get_ns_current_pid_tgid},
+        generated::{self, bpf_get_attach_cookie, bpf_get_ns_current_pid_tgid},
     },
     maps::{PerCpuArray, ring_buf::RingBufEntry},
     programs::ProbeContext,
@@ -187,6 +189,25 @@ impl Hit {
         }
     }
 
+    /// Reads the `N` words of the structure at `object` that begin at `offset`, at once: a read takes 0.1 µs, and hardly
+    /// more when it is of twenty words.
+    #[inline(always)]
+    pub fn words<const N: usize>(&self, object: u64, offset: u32) -> Words<N> {
+        let mut words = MaybeUninit::<[u64; N]>::uninit();
+        let address = object.wrapping_add(u64::from(offset));
+        // SAFETY: the room is as large as it says; the helper checks the address, and clears the room when it fails.
+        let (failed, words) = unsafe {
+            let room: *mut c_void = words.as_mut_ptr().cast();
+            let size = size_of::<[u64; N]>() as u32;
+            let failed = generated::bpf_probe_read_user(room, size, address as *const c_void);
+            (failed, words.assume_init())
+        };
+        if failed != 0 {
+            self.lose(Loss::ReadFault);
+        }
+        Words { words, offset }
+    }
+
     /// Reads a field of the structure at `object`; 0 when this release has no such field.
     #[inline(always)]
     pub fn field<T: Default>(&self, object: u64, offset: u32) -> T {
@@ -230,6 +251,30 @@ impl Hit {
             22 => regs[22], 23 => regs[23], 24 => regs[24], 25 => regs[25], 26 => regs[26],
             27 => regs[27], 28 => regs[28], 29 => regs[29], 30 => regs[30],
         );
+    }
+}
+
+/// Neighbouring words of one structure.
+pub struct Words<const N: usize> {
+    words: [u64; N],
+    offset: u32,
+}
+
+impl<const N: usize> Words<N> {
+    /// The word `NUMBER`.
+    #[inline(always)]
+    pub fn at<const NUMBER: usize>(&self) -> u64 {
+        const { assert!(NUMBER < N) };
+        // Volatile keeps the compiler from choosing among words by their address, which the verifier knows only since
+        // Linux 5.12.
+        // SAFETY: a word of the array.
+        unsafe { ptr::read_volatile(&raw const self.words[NUMBER]) }
+    }
+
+    /// The number of the word in which the field at `offset` of the same structure is.
+    #[inline(always)]
+    pub fn number(&self, offset: u32) -> u32 {
+        offset.wrapping_sub(self.offset) / 8
     }
 }
 

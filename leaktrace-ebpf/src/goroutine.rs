@@ -7,7 +7,7 @@ use leaktrace_common::{
 };
 
 use crate::{
-    context::{Hit, submit},
+    context::{Hit, Words, submit},
     maps::FIRING,
     stack,
 };
@@ -15,8 +15,8 @@ use crate::{
 /// At the end of `runtime.newproc1`: the new g is complete and on no run queue yet.
 #[uprobe]
 pub fn goroutine_born(context: ProbeContext) -> u32 {
-    record(context, Kind::Born, |hit, g| {
-        let parent = hit.field(g, hit.binary.g_parent_goid);
+    record(context, Kind::Born, |hit, facts| {
+        let parent = facts.field(hit, hit.binary.g_parent_goid);
         (parent, creation_stack(hit))
     })
 }
@@ -32,7 +32,7 @@ pub fn goroutine_ended(context: ProbeContext) -> u32 {
 fn record(
     context: ProbeContext,
     kind: Kind,
-    detail_and_stack: impl FnOnce(&Hit, u64) -> (u64, u64),
+    detail_and_stack: impl FnOnce(&Hit, &Facts) -> (u64, u64),
 ) -> u32 {
     let Some(hit) = Hit::new(context, kind) else {
         return 0;
@@ -41,10 +41,11 @@ fn record(
         return 0;
     };
     let g = hit.object();
-    let goid = hit.field(g, hit.binary.g_goid);
-    let gopc = hit.field(g, hit.binary.g_gopc);
-    let startpc = hit.field(g, hit.binary.g_startpc);
-    let (detail, stack) = detail_and_stack(&hit, g);
+    let facts = Facts::read(&hit, g);
+    let goid = facts.words.at::<0>();
+    let gopc = facts.field(&hit, hit.binary.g_gopc);
+    let startpc = facts.field(&hit, hit.binary.g_startpc);
+    let (detail, stack) = detail_and_stack(&hit, &facts);
     submit(
         entry,
         GoroutineRecord {
@@ -56,6 +57,36 @@ fn record(
         },
     );
     0
+}
+
+/// What a g says of itself, from `goid` to `startpc`: in every release from Go 1.18 to 1.27 at most so many words.
+struct Facts {
+    g: u64,
+    words: Words<21>,
+}
+
+impl Facts {
+    #[inline(always)]
+    fn read(hit: &Hit, g: u64) -> Self {
+        Self {
+            g,
+            words: hit.words(g, hit.binary.g_goid),
+        }
+    }
+
+    /// One of `parentGoid`, `gopc` and `startpc`; read by itself if it lies elsewhere than in any of those releases.
+    #[inline(always)]
+    fn field(&self, hit: &Hit, offset: u32) -> u64 {
+        match self.words.number(offset) {
+            15 => self.words.at::<15>(),
+            16 => self.words.at::<16>(),
+            17 => self.words.at::<17>(),
+            18 => self.words.at::<18>(),
+            19 => self.words.at::<19>(),
+            20 => self.words.at::<20>(),
+            _ => hit.field(self.g, offset),
+        }
+    }
 }
 
 /// The stack of the goroutine that ran the `go` statement; when a timer's callback did, the address of that timer.
@@ -73,8 +104,14 @@ fn creation_stack(hit: &Hit) -> u64 {
     if creator == 0 {
         return fired_on_this_thread();
     }
-    let frame = hit.field(creator, hit.binary.g_sched_bp);
-    stack::keep(hit, creator, frame)
+    // From `stack` to `sched.bp` in every release: lo, hi, …, bp.
+    let words: Words<14> = hit.words(creator, hit.binary.g_stack);
+    let frame = match words.number(hit.binary.g_sched_bp) {
+        12 => words.at::<12>(),
+        13 => words.at::<13>(),
+        _ => hit.field(creator, hit.binary.g_sched_bp),
+    };
+    stack::keep(hit, [words.at::<0>(), words.at::<1>()], frame)
 }
 
 /// The timer that this thread fired last: its callback runs on this thread, before another can fire.

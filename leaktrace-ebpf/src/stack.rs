@@ -7,17 +7,16 @@ use crate::{context::Hit, maps::STACKS};
 
 const EEXIST: i32 = 17;
 
-/// Walks the stack of `g` from the frame at `frame`, keeps it in the map of stacks and answers with its
+/// Walks the stack that lies between two addresses from the frame at `frame`, keeps it in the map of stacks and answers with its
 /// key; 0 when there is none.
 ///
 /// A frame is two words: the caller's frame pointer, then the return address. The walk stays inside the
-/// g's stack and only ever climbs, so that a damaged chain ends it early and cannot make it go round.
+/// stack and only ever climbs, so that a damaged chain ends it early and cannot make it go round.
 #[inline(always)]
-pub fn keep(hit: &Hit, g: u64, frame: u64) -> u64 {
+pub fn keep(hit: &Hit, [low, high]: [u64; 2], frame: u64) -> u64 {
     if hit.binary.frame_pointers == 0 {
         return 0;
     }
-    let [low, high]: [u64; 2] = hit.field(g, hit.binary.g_stack);
     let mut frames = [0u64; STACK_DEPTH];
     let mut hash = 0u64;
     let mut frame = frame;

@@ -18,7 +18,8 @@ use crate::{
 #[uprobe]
 pub fn timer_armed(context: ProbeContext) -> u32 {
     record(context, Kind::Armed, |hit, timer| {
-        let stack = stack::keep(hit, hit.current_g(), hit.frame_pointer());
+        let bounds = hit.field(hit.current_g(), hit.binary.g_stack);
+        let stack = stack::keep(hit, bounds, hit.frame_pointer());
         let what = if hit.binary.armed_in_registers == 0 {
             let function = hit.field(timer, hit.binary.timer_f);
             What {

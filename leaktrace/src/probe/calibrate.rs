@@ -143,18 +143,19 @@ extern "C" fn never_called(object: u64) -> u64 {
 /// The register of a C function's first argument (hardware number).
 const FIRST_ARGUMENT: u8 = if cfg!(target_arch = "aarch64") { 0 } else { 7 };
 
-/// Where the made-up goroutine has its fields: the m that it runs on is in the same place, and so is that m's goroutine.
+/// Where the made-up goroutine has its fields: as in Go 1.27, but the m that it runs on is in the same place, and so is that
+/// m's goroutine.
 fn binary() -> BinaryConfig {
     let absent = BinaryConfig::ABSENT;
     BinaryConfig {
         g_stack: 0,
-        g_m: 16,
-        m_curg: 16,
-        g_sched_bp: 24,
-        g_goid: 32,
-        g_gopc: 40,
-        g_startpc: 48,
-        g_parent_goid: 56,
+        g_m: 48,
+        m_curg: 48,
+        g_sched_bp: 96,
+        g_goid: 152,
+        g_parent_goid: 280,
+        g_gopc: 288,
+        g_startpc: 304,
         g_waitreason: absent,
         timer_when: absent,
         timer_period: absent,
@@ -166,21 +167,30 @@ fn binary() -> BinaryConfig {
     }
 }
 
-/// Words before the frames.
-const FIELDS: u64 = 8;
+/// Words before the frames: as many as the programs read from `goid` on, at least.
+const FIELDS: u64 = 40;
 
-/// A goroutine with its stack.
+/// A goroutine with its stack. A word that has no meaning holds its number.
 fn goroutine() -> Box<[u64]> {
     let words = FIELDS + 2 * FRAMES;
     let mut memory: Box<[u64]> = (0..words).collect();
     let base = memory.as_ptr() as u64;
     let frame = |number: u64| base + 8 * (FIELDS + 2 * number);
-    let fields = [base, frame(FRAMES), base, frame(0)];
-    let frames = (1..=FRAMES).flat_map(|next| [frame(next), 0x40_0000 + next]);
-    let all = fields.into_iter().chain(4..FIELDS).chain(frames);
-    for (word, value) in memory.iter_mut().zip(all) {
-        *word = value;
+    let fields = binary();
+    let pointers = [
+        (fields.g_stack, base),
+        (fields.g_stack + 8, frame(FRAMES)),
+        (fields.g_m, base),
+        (fields.g_sched_bp, frame(0)),
+    ];
+    let frames: Vec<u64> = (1..=FRAMES)
+        .flat_map(|next| [frame(next), 0x40_0000 + next])
+        .collect();
+    for (offset, pointer) in pointers {
+        memory[offset as usize / 8] = pointer;
     }
+    let first = memory.len() - frames.len();
+    memory[first..].copy_from_slice(&frames);
     memory
 }
 
@@ -211,7 +221,7 @@ mod tests {
                 goroutine, stack, ..
             } => born.push((goroutine, stack)),
             Change::Ended(goroutine) => {
-                assert_eq!(goroutine.goid, Goid(4));
+                assert_eq!(goroutine.goid, Goid(19));
                 ended += 1;
             }
             other => panic!("{other:?}"),
@@ -221,7 +231,7 @@ mod tests {
         for (goroutine, stack) in born {
             assert_eq!(
                 (goroutine.goid, goroutine.gopc, goroutine.startpc),
-                (Goid(4), RuntimeAddr(5), RuntimeAddr(6))
+                (Goid(19), RuntimeAddr(36), RuntimeAddr(38))
             );
             let frames = probes.stack(stack.expect("its stack was walked"));
             assert_eq!(frames.map(|frames| frames.len() as u64), Some(FRAMES));

@@ -160,7 +160,28 @@ pub fn binary_config(program: &Program) -> BinaryConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{address::VirtAddr, resolve::ProbeSite};
+    use crate::{
+        address::VirtAddr,
+        resolve::{ProbeSite, offsets},
+    };
+
+    #[test]
+    fn in_every_release_the_programs_read_a_goroutine_at_once() {
+        // The words that leaktrace-ebpf/src/goroutine.rs looks for; a field elsewhere is read by itself, which is dearer.
+        for release in offsets::table().expect("the table is read") {
+            let of = &release.offsets;
+            let facts = of
+                .g_parent_goid
+                .into_iter()
+                .chain([of.g_gopc, of.g_startpc]);
+            for fact in facts {
+                let word = (fact - of.g_goid) / 8;
+                assert!((15..=20).contains(&word), "go1.{}: {word}", release.minor);
+            }
+            let frame = (of.g_sched_bp - of.g_stack) / 8;
+            assert!((12..=13).contains(&frame), "go1.{}: {frame}", release.minor);
+        }
+    }
 
     fn site(kind: Kind, offset: u64) -> SiteChoice {
         SiteChoice {
