@@ -141,11 +141,11 @@ extern "C" fn never_called(object: u64) -> u64 {
 }
 
 /// The register of a C function's first argument (hardware number).
-const FIRST_ARGUMENT: u8 = if cfg!(target_arch = "aarch64") { 0 } else { 7 };
+pub(super) const FIRST_ARGUMENT: u8 = if cfg!(target_arch = "aarch64") { 0 } else { 7 };
 
 /// Where the made-up goroutine has its fields: as in Go 1.27, but the m that it runs on is in the same place, and so is that
 /// m's goroutine.
-fn binary() -> BinaryConfig {
+pub(super) fn binary() -> BinaryConfig {
     let absent = BinaryConfig::ABSENT;
     BinaryConfig {
         g_stack: 0,
@@ -171,7 +171,7 @@ fn binary() -> BinaryConfig {
 const FIELDS: u64 = 40;
 
 /// A goroutine with its stack. A word that has no meaning holds its number.
-fn goroutine() -> Box<[u64]> {
+pub(super) fn goroutine() -> Box<[u64]> {
     let words = FIELDS + 2 * FRAMES;
     let mut memory: Box<[u64]> = (0..words).collect();
     let base = memory.as_ptr() as u64;

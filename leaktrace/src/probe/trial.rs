@@ -9,10 +9,14 @@ use std::{
 };
 
 use aya::{maps::MapType, sys::is_map_supported};
-use leaktrace_common::{binary::BinaryConfig, event::Kind};
+use leaktrace_common::event::Kind;
 use procfs::process::MMapPath;
 
-use super::{AttachRequest, LoadOptions, Point, ProbeError, Probes, Scope, has_cookies};
+use super::{
+    AttachRequest, LoadOptions, Point, ProbeError, Probes, Scope,
+    calibrate::{FIRST_ARGUMENT, binary, goroutine},
+    has_cookies,
+};
 use crate::{
     address::{FileOffset, VirtAddr},
     resolve::{
@@ -59,29 +63,24 @@ pub fn try_probe() -> Result<Trial, ProbeError> {
         offset,
         instruction,
     } = own_instruction(probed as *const () as u64)?;
-    let absent = BinaryConfig::ABSENT;
     let text = instruction.text();
-    let untraced = time_calls();
+    let goroutine = goroutine();
+    let object = goroutine.as_ptr() as u64;
+    let untraced = time_calls(object);
     let mut set = probes.attach(&AttachRequest {
         executable: &executable,
         pid: NonZeroU32::new(process::id()).ok_or(ProbeError::TargetGone(0))?,
-        // No fields: the program reads nothing of what it takes for a g.
-        binary: BinaryConfig {
-            g_goid: absent,
-            g_gopc: absent,
-            g_startpc: absent,
-            ..BinaryConfig::default()
-        },
+        binary: binary(),
         points: &[Point {
             kind: Kind::Ended,
             offset,
             bytes: instruction.bytes,
-            register: 0,
+            register: FIRST_ARGUMENT,
             execution: Execution::Emulated,
         }],
         scope: Scope::Process,
     })?;
-    let (traced, linked) = (time_calls(), set.is_linked());
+    let (traced, linked) = (time_calls(object), set.is_linked());
     set.detach();
     let [_, hits, ..] = probes.hits(&set);
     let records = ring.drain(usize::MAX, |_| {}).records as u64;
@@ -135,23 +134,23 @@ pub fn features() -> Features {
 /// The function that is probed. However it is compiled, it comes to a branch before long, and the kernel
 /// emulates branches.
 #[inline(never)]
-extern "C" fn probed(value: u64) -> u64 {
-    if value == CALLS {
-        return never_called(value);
+extern "C" fn probed(object: u64) -> u64 {
+    if object == CALLS {
+        return never_called(object);
     }
-    value.wrapping_add(1)
+    object.wrapping_add(1)
 }
 
 #[inline(never)]
-extern "C" fn never_called(value: u64) -> u64 {
-    black_box(value)
+extern "C" fn never_called(object: u64) -> u64 {
+    black_box(object)
 }
 
 /// Nanoseconds of all calls.
-fn time_calls() -> u64 {
+fn time_calls(object: u64) -> u64 {
     let begin = Instant::now();
-    for value in 0..CALLS {
-        black_box(probed(black_box(value)));
+    for _ in 0..CALLS {
+        black_box(probed(black_box(object)));
     }
     u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
