@@ -15,6 +15,8 @@ use leaktrace_common::{
     wait::{TotalsKey, Wait, WaitKey, WaitTotals},
 };
 
+use crate::stack::Scratch;
+
 /// The records, in the order in which room was reserved for them.
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
@@ -43,6 +45,10 @@ pub static BINARIES: Array<BinaryConfig> = Array::with_max_entries(SLOTS, 0);
 /// Creation stacks by `StackKey`: return addresses, innermost first, 0 after the last.
 #[map]
 pub static STACKS: HashMap<u64, [u64; STACK_DEPTH]> = HashMap::with_max_entries(STACK_COUNT, 0);
+
+/// Where a part of a stack is read to.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// What did not arrive, by slot and cause: index `slot * Loss::COUNT + cause`.
 #[map]

@@ -27,7 +27,10 @@ const CALLS: u64 = 50;
 const READINGS: usize = 15;
 
 /// Frames of the stack that is walked: as deep as stacks of servers are where they start goroutines.
-const FRAMES: u64 = 8;
+const FRAMES: usize = 8;
+
+/// Words of each of them.
+pub(super) const FRAME_WORDS: usize = 24;
 
 /// The probes on this process.
 pub struct Calibrator {
@@ -41,7 +44,10 @@ impl Calibrator {
     /// # Errors
     /// When probes cannot be put on this process.
     pub fn attach(probes: &mut Probes) -> Result<Self, ProbeError> {
-        let goroutine = goroutine();
+        Self::attach_with(probes, goroutine(FRAME_WORDS))
+    }
+
+    fn attach_with(probes: &mut Probes, goroutine: Box<[u64]>) -> Result<Self, ProbeError> {
         let points = [
             (Kind::Ended, own_instruction(plain as *const () as u64)?),
             (Kind::Born, own_instruction(with_stack as *const () as u64)?),
@@ -168,34 +174,43 @@ pub(super) fn binary() -> BinaryConfig {
 }
 
 /// Words before the frames: as many as the programs read from `goid` on, at least.
-const FIELDS: u64 = 40;
+const FIELDS: usize = 40;
 
-/// A goroutine with its stack. A word that has no meaning holds its number.
-pub(super) fn goroutine() -> Box<[u64]> {
-    let words = FIELDS + 2 * FRAMES;
-    let mut memory: Box<[u64]> = (0..words).collect();
+/// A goroutine with its stack, whose frames have so many words each. A word that has no meaning holds its number.
+pub(super) fn goroutine(frame_words: usize) -> Box<[u64]> {
+    let words = FIELDS + frame_words * FRAMES;
+    let mut memory: Box<[u64]> = (0..words as u64).collect();
     let base = memory.as_ptr() as u64;
-    let frame = |number: u64| base + 8 * (FIELDS + 2 * number);
+    let index = |frame: usize| FIELDS + frame_words * frame;
+    let address = |frame: usize| base + 8 * index(frame) as u64;
     let fields = binary();
     let pointers = [
         (fields.g_stack, base),
-        (fields.g_stack + 8, frame(FRAMES)),
+        (fields.g_stack + 8, address(FRAMES)),
         (fields.g_m, base),
-        (fields.g_sched_bp, frame(0)),
+        (fields.g_sched_bp, address(0)),
     ];
-    let frames: Vec<u64> = (1..=FRAMES)
-        .flat_map(|next| [frame(next), 0x40_0000 + next])
-        .collect();
     for (offset, pointer) in pointers {
         memory[offset as usize / 8] = pointer;
     }
-    let first = memory.len() - frames.len();
-    memory[first..].copy_from_slice(&frames);
+    for frame in 0..FRAMES {
+        let first = index(frame);
+        memory[first..first + 2].copy_from_slice(&[address(frame + 1), return_address(frame)]);
+    }
     memory
+}
+
+/// Where the function of a frame is to return to.
+fn return_address(frame: usize) -> u64 {
+    0x40_0001 + frame as u64
 }
 
 #[cfg(test)]
 mod tests {
+    use aya::{
+        maps::{PerCpuArray, PerCpuValues},
+        util::nr_cpus,
+    };
     use leaktrace_common::event::Loss;
 
     use super::*;
@@ -234,10 +249,52 @@ mod tests {
                 (Goid(19), RuntimeAddr(36), RuntimeAddr(38))
             );
             let frames = probes.stack(stack.expect("its stack was walked"));
-            assert_eq!(frames.map(|frames| frames.len() as u64), Some(FRAMES));
+            assert_eq!(frames, Some(whole_stack()));
         }
         println!("{calibration:?}");
         assert!(calibration.emulated_ns > 50.0, "{calibration:?}");
         assert!(calibration.stack_ns >= 0.0, "{calibration:?}");
+    }
+
+    fn whole_stack() -> Vec<RuntimeAddr> {
+        (0..FRAMES)
+            .map(|frame| RuntimeAddr(return_address(frame)))
+            .collect()
+    }
+
+    #[test]
+    fn a_stack_is_whole_wherever_its_frames_lie_and_whoever_has_the_room_for_it() {
+        /// How many programs of this CPU are at work on a stack, and their room: the value of the map.
+        type Scratch = [u64; 130];
+        let (mut probes, mut ring) = match Probes::load(&LoadOptions::default()) {
+            Ok(loaded) => loaded,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        for users in [0, 1] {
+            let map = (probes.ebpf.map_mut("SCRATCH")).expect("the object has the map");
+            let mut scratch: PerCpuArray<_, Scratch> = map.try_into().expect("it is an array");
+            let cpus = nr_cpus().expect("the kernel tells how many CPUs there can be");
+            let values = PerCpuValues::try_from(vec![[users; 130]; cpus]).expect("one for each");
+            scratch.set(0, values, 0).expect("it takes them");
+            // All of it read at once, some of it, and from the first frame to the second more than is read at once.
+            for frame_words in [2, 24, 63, 64, 126, 127, 128, 200] {
+                let calibrator = Calibrator::attach_with(&mut probes, goroutine(frame_words))
+                    .expect("what can be loaded can be attached");
+                black_box(with_stack(calibrator.goroutine.as_ptr() as u64));
+                let mut found = Vec::new();
+                ring.drain(usize::MAX, |event| {
+                    if let Change::Born { stack, .. } = event.change {
+                        found.push(stack);
+                    }
+                });
+                let stack = found[0].expect("its stack was walked");
+                assert_eq!(probes.stack(stack), Some(whole_stack()), "{frame_words}");
+                assert_eq!(probes.lost(&calibrator.attached), [0; Loss::COUNT as usize]);
+            }
+            let map = (probes.ebpf.map("SCRATCH")).expect("the object has the map");
+            let scratch: PerCpuArray<_, Scratch> = map.try_into().expect("it is an array");
+            let after = scratch.get(&0, 0).expect("it can be read");
+            assert!(after.iter().all(|[at_work, ..]| *at_work == users));
+        }
     }
 }

@@ -14,7 +14,7 @@ use procfs::process::MMapPath;
 
 use super::{
     AttachRequest, LoadOptions, Point, ProbeError, Probes, Scope,
-    calibrate::{FIRST_ARGUMENT, binary, goroutine},
+    calibrate::{FIRST_ARGUMENT, FRAME_WORDS, binary, goroutine},
     has_cookies,
 };
 use crate::{
@@ -64,7 +64,7 @@ pub fn try_probe() -> Result<Trial, ProbeError> {
         instruction,
     } = own_instruction(probed as *const () as u64)?;
     let text = instruction.text();
-    let goroutine = goroutine();
+    let goroutine = goroutine(FRAME_WORDS);
     let object = goroutine.as_ptr() as u64;
     let untraced = time_calls(object);
     let mut set = probes.attach(&AttachRequest {

@@ -55,10 +55,11 @@ pub fn run(setup: &Setup) -> Result<Section> {
     let toolchain = go::install(&setup.go)?;
     let mut table = format!(
         "Go {}; medians of {} pairs. Stretches under the default settings last {} s and begin with leaktrace's start; the\n\
-         others {} s, with the probes on. \"First second\" is the slowest one in the first {FIRST_SECONDS} s of a stretch, and of\n\
-         an untraced stretch: the machine's own unrest.\n\n\
-         | program | operation | tracer | untraced | traced | added | slow-down | first second |\n\
-         |---|---|---|--:|--:|--:|--:|--:|\n",
+         others {} s, with the probes on. \"First second\" is the slowest one in the first {FIRST_SECONDS} s of a stretch, in which\n\
+         leaktrace starts; \"any second\" is the slowest one of the whole stretch. Both are against the mean of the untraced\n\
+         stretch, and so is what stands beside them: the same of the untraced stretch itself, the machine's own unrest.\n\n\
+         | program | operation | tracer | untraced | traced | added | slow-down | first second | any second |\n\
+         |---|---|---|--:|--:|--:|--:|--:|--:|\n",
         setup.go,
         setup.pairs,
         setup.seconds,
@@ -77,26 +78,28 @@ pub fn run(setup: &Setup) -> Result<Section> {
             let Some(costs) = compare(setup, &executable, tracer, arguments, functions)? else {
                 let _ = writeln!(
                     table,
-                    "| {name} | {operation} | {tracer} | | | not installed | | |"
+                    "| {name} | {operation} | {tracer} | | | not installed | | | |"
                 );
                 continue;
             };
-            let (untraced, traced) = (median(&costs.untraced), median(&costs.traced));
             let is_default = arguments == Some(&[]);
+            let second = |of: fn(&Stretch) -> f64| match is_default {
+                true => format!(
+                    "{:.2} ×, untraced {:.2} ×",
+                    costs.against_untraced(&costs.traced, of),
+                    costs.against_untraced(&costs.untraced, of)
+                ),
+                false => String::new(),
+            };
             let _ = writeln!(
                 table,
-                "| {name} | {operation} | {tracer} | {} | {} | {} | **{:.2} ×** | {} |",
-                time(untraced),
-                time(traced),
+                "| {name} | {operation} | {tracer} | {} | {} | {} | **{:.2} ×** | {} | {} |",
+                time(typical(&costs.untraced)),
+                time(typical(&costs.traced)),
                 time(costs.added()),
                 costs.ratio(),
-                if is_default {
-                    let [untraced, traced] =
-                        [&costs.first_untraced, &costs.first].map(|first| median(first));
-                    format!("{traced:.2} ×, untraced {untraced:.2} ×")
-                } else {
-                    String::new()
-                }
+                second(|stretch| stretch.first),
+                second(|stretch| stretch.slowest),
             );
             added.push(costs.added());
             rows.push((
@@ -196,23 +199,21 @@ pub fn counting(executable: &Path, functions: &[&str]) -> String {
     probes.join(" ")
 }
 
-/// Nanoseconds per operation of each stretch.
+/// The stretches, in pairs.
 #[derive(Default)]
 pub struct Costs {
-    untraced: Vec<f64>,
-    traced: Vec<f64>,
-    /// The slowest second at the start of each traced stretch, against the untraced one.
-    first: Vec<f64>,
-    /// The same of each untraced stretch.
-    first_untraced: Vec<f64>,
+    untraced: Vec<Stretch>,
+    traced: Vec<Stretch>,
 }
 
-/// What a program says in a stretch.
+/// What a program says in a stretch: nanoseconds per operation.
 struct Stretch {
-    /// Nanoseconds per operation, over all of it.
-    cost: f64,
-    /// The same in the slowest second at its start.
+    /// Over all of it.
+    mean: f64,
+    /// In the slowest second at its start.
     first: f64,
+    /// In its slowest second.
+    slowest: f64,
 }
 
 /// Seconds at the start of a stretch in which leaktrace starts, puts its probes on, and finds out what they cost.
@@ -247,10 +248,8 @@ pub fn measure(
             stretch(&program, 1)?;
             (stretch(&program, seconds)?, traced)
         };
-        costs.untraced.push(untraced.cost);
-        costs.traced.push(traced.cost);
-        costs.first.push(traced.first / untraced.cost);
-        costs.first_untraced.push(untraced.first / untraced.cost);
+        costs.untraced.push(untraced);
+        costs.traced.push(traced);
         // The kernel takes a moment to take probes off.
         stretch(&program, 1)?;
     }
@@ -260,19 +259,28 @@ pub fn measure(
 impl Costs {
     /// How often as long an operation takes when traced: the median over the pairs.
     pub fn ratio(&self) -> f64 {
-        median(&self.pairs(|traced, untraced| traced / untraced))
+        self.against_untraced(&self.traced, |stretch| stretch.mean)
     }
 
     /// What being traced adds to an operation, in nanoseconds.
     pub fn added(&self) -> f64 {
-        median(&self.pairs(|traced, untraced| traced - untraced))
+        let added = (self.traced.iter().zip(&self.untraced))
+            .map(|(traced, untraced)| traced.mean - untraced.mean);
+        median(&added.collect::<Vec<_>>())
     }
 
-    fn pairs(&self, of: impl Fn(f64, f64) -> f64) -> Vec<f64> {
-        (self.traced.iter().zip(&self.untraced))
-            .map(|(traced, untraced)| of(*traced, *untraced))
-            .collect()
+    /// Something of these stretches, against the mean of the untraced stretch in the same pair: the median.
+    fn against_untraced(&self, stretches: &[Stretch], of: fn(&Stretch) -> f64) -> f64 {
+        let ratios =
+            (stretches.iter().zip(&self.untraced)).map(|(one, untraced)| of(one) / untraced.mean);
+        median(&ratios.collect::<Vec<_>>())
     }
+}
+
+/// Nanoseconds per operation: the median of these stretches.
+fn typical(stretches: &[Stretch]) -> f64 {
+    let means: Vec<f64> = stretches.iter().map(|stretch| stretch.mean).collect();
+    median(&means)
 }
 
 fn stretch(program: &Program, seconds: u32) -> Result<Stretch> {
@@ -287,17 +295,14 @@ fn stretch(program: &Program, seconds: u32) -> Result<Stretch> {
                 .context("the program prints ops_per_second")?,
         );
     }
-    let mean = |rates: &[f64]| rates.iter().sum::<f64>() / rates.len().max(1) as f64;
     let a_second = (1000 / REPORT) as usize;
-    let slowest = rates
-        .get(..a_second * FIRST_SECONDS as usize)
-        .unwrap_or(&rates)
-        .windows(a_second)
-        .map(mean)
-        .fold(f64::INFINITY, f64::min);
+    let cost = |rates: &[f64]| 1e9 * rates.len() as f64 / rates.iter().sum::<f64>();
+    let slowest = |rates: &[f64]| rates.windows(a_second).map(cost).fold(0.0, f64::max);
+    let beginning = rates.get(..a_second * FIRST_SECONDS as usize);
     Ok(Stretch {
-        cost: 1e9 / mean(&rates),
-        first: 1e9 / slowest,
+        mean: cost(&rates),
+        first: slowest(beginning.unwrap_or(&rates)),
+        slowest: slowest(&rates),
     })
 }
 
