@@ -16,12 +16,14 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 )
 
 //go:noinline
 func spawn(n int) {
+	before := runtime.NumGoroutine()
 	var wg sync.WaitGroup
 	for i := 0; i < n; i++ {
 		wg.Add(1)
@@ -31,6 +33,10 @@ func spawn(n int) {
 		}
 	}
 	wg.Wait()
+	// They say that they are done before they end.
+	for runtime.NumGoroutine() > before {
+		runtime.Gosched()
+	}
 }
 
 //go:noinline

@@ -128,9 +128,10 @@ fn one_is_lowered_while_the_other_goes_on() {
             own.copied().collect()
         };
         let (spawned, _) = spawned_and_leaked(&of(&sets[0]), &binary);
-        // The word in the map changed six times: at most a hit each may have fallen between two sets.
+        // The word in the map changed six times: at most a hit each may have fallen between two sets, a birth or an end.
+        const BETWEEN: u64 = 6;
         assert!(
-            SPAWNED.abs_diff(spawned) <= 6,
+            SPAWNED.abs_diff(spawned) as u64 <= BETWEEN,
             "{spawned} births of {SPAWNED}"
         );
         assert_eq!(spawned_and_leaked(&of(&sets[1]), &binary), (1000, 0));
@@ -142,7 +143,7 @@ fn one_is_lowered_while_the_other_goes_on() {
         programs[0].tell("spawn 500");
         programs[1].tell("spawn 500");
         let [first, second] = [&sets[0], &sets[1]].map(|set| probes.hits(set));
-        assert!(first[Kind::Ended as usize] >= first[Kind::Born as usize]);
+        assert!(first[Kind::Ended as usize] + BETWEEN >= first[Kind::Born as usize]);
         assert!(second[Kind::Born as usize] >= second[Kind::Ended as usize] + 500);
         // A third process of the file that is not to be traced: nobody shares any more.
         probes.replan(&sets[1], &points, &[]).expect("both kinds");
