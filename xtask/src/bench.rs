@@ -18,6 +18,7 @@ mod http;
 mod ledger;
 mod placement;
 mod plot;
+mod side_by_side;
 mod slow_down;
 mod verdict;
 
@@ -27,7 +28,7 @@ pub struct Arguments {
     /// Sections to measure, by default all: placement, slow-down, http, census, ledger, daemon, verdict
     #[arg(value_name = "SECTION")]
     sections: Vec<String>,
-    /// Pairs of an untraced and a traced stretch of which medians are taken
+    /// Pairs of untraced and traced stretches of which medians are taken
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=99))]
     pairs: u32,
     /// Seconds of a stretch under the default settings; others are shorter
@@ -156,7 +157,7 @@ fn section(document: &str, heading: &str) -> Option<String> {
 
 const HEAD: &str = "# What leaktrace costs\n\n\
     Written by `cargo xtask bench`. Everything is compared within one run on one machine: a program traced and untraced\n\
-    in turn, leaktrace and others on the same program. On bare metal a probe costs about a third of what it does in a\n\
+    in turn, or two copies of it side by side; leaktrace and others on the same program. On bare metal a probe costs about a third of what it does in a\n\
     virtual machine; the ratios stay.\n";
 
 fn today() -> Result<String> {

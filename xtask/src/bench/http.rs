@@ -1,15 +1,12 @@
 //! What a server's clients notice: requests a second and the 99th percentile under wrk, traced and untraced.
 //!
-//! The machine's speed drifts by a tenth within a minute, far more than is looked for. So two of the server run at the same time,
-//! each with half of one processor, and leaktrace works in the half of the one that it traces; then the sides change. What
-//! both notice is the machine, and what one has by itself is on both sides.
+//! Two of the server run side by side ([`super::side_by_side`]), and each is asked.
 
-use std::array;
 use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -19,8 +16,9 @@ use leaktrace_fixtures::program::Program;
 use leaktrace_fixtures::target_dir;
 
 use super::daemon::cpu_seconds;
+use super::side_by_side::{Compared, Half, Pair};
 use super::slow_down::{self, Tracer};
-use super::{FIRST, SECOND, Section, Setup, median, on};
+use super::{SECOND, Section, Setup, median, on};
 use crate::{go, tools};
 
 /// Connections of wrk to each server: so many that the processor is full.
@@ -179,60 +177,11 @@ impl Side {
     }
 }
 
-/// Half of the first processor, as long as another half is used: a control group of the scheduler's.
-struct Half(PathBuf);
-
-impl Half {
-    fn new(name: &str) -> Result<Self> {
-        // Version 1 has a hierarchy for each controller, version 2 one for all.
-        let root = ["/sys/fs/cgroup/cpu", "/sys/fs/cgroup"]
-            .map(Path::new)
-            .into_iter()
-            .find(|root| root.join("cgroup.procs").exists())
-            .context("there are no control groups to divide a processor with")?;
-        let divided = root.join("cgroup.subtree_control");
-        if divided.exists() {
-            fs::write(&divided, "+cpu")
-                .with_context(|| format!("writing {}", divided.display()))?;
-        }
-        let folder = root.join(format!("leaktrace-bench-{name}"));
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
-        Ok(Self(folder))
-    }
-
-    /// A command that runs there.
-    fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
-            .arg(self.0.join("cgroup.procs"))
-            .args(["taskset", "-c", FIRST])
-            .arg(program);
-        command
-    }
-}
-
-impl Drop for Half {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.0) {
-            eprintln!("{} stays: {error}", self.0.display());
-        }
-    }
-}
-
 /// What one server did beside the other.
 struct Measured {
     answers: Answers,
     /// Seconds of a processor.
     used: f64,
-}
-
-/// Two stretches, in which the one and then the other server was traced.
-struct Pair {
-    /// In either stretch, the untraced and the traced one.
-    stretches: [[Measured; 2]; 2],
-    /// What the tracer used, as a part of a processor.
-    own: f64,
 }
 
 impl Bench<'_> {
@@ -242,20 +191,14 @@ impl Bench<'_> {
     }
 
     /// All pairs of stretches, traced so.
-    fn pairs(&self, name: &str, tracing: Tracing) -> Result<Vec<Pair>> {
+    fn pairs(&self, name: &str, tracing: Tracing) -> Result<Vec<Pair<Measured>>> {
         let seconds = match tracing {
             Tracing::Leaktrace([]) => self.setup.seconds,
             _ => self.short(),
         };
         let pairs = (0..self.setup.pairs).map(|number| {
-            let (first, first_own) = self.stretch(0, seconds, tracing)?;
-            let (second, second_own) = self.stretch(1, seconds, tracing)?;
-            let pair = Pair {
-                stretches: [first, second],
-                own: (first_own + second_own) / 2.0,
-            };
-            let [requests, percentile, used] =
-                MEASURES.map(|measure| pair.ratio(measure.of));
+            let pair = Pair::measure(|traced| self.start(traced, tracing), || self.ask(seconds))?;
+            let [requests, percentile, used] = MEASURES.map(|measure| pair.ratio(measure.of));
             eprintln!(
                 "{name}, pair {}: requests {requests:.3} ×, 99th percentile {percentile:.3} ×, time a request {used:.3} ×",
                 number + 1
@@ -265,13 +208,8 @@ impl Bench<'_> {
         pairs.collect()
     }
 
-    /// A stretch in which one of the two is traced. Answers the untraced and the traced, and what the tracer used.
-    fn stretch(
-        &self,
-        traced: usize,
-        seconds: u32,
-        tracing: Tracing,
-    ) -> Result<([Measured; 2], f64)> {
+    /// Has one of the two traced, and both warm.
+    fn start(&self, traced: usize, tracing: Tracing) -> Result<Option<Tracer>> {
         let side = &self.sides[traced];
         let pid = side.server.pid().to_string();
         let tracer = match tracing {
@@ -291,21 +229,7 @@ impl Bench<'_> {
         };
         thread::sleep(SETTLED);
         self.ask(WARM)?;
-        let own = || {
-            tracer
-                .as_ref()
-                .map_or(Ok(0.0), |tracer| cpu_seconds(tracer.pid()))
-        };
-        let own_before = own()?;
-        let measured = self.ask(seconds)?;
-        let own = (own()? - own_before) / f64::from(seconds);
-        let [first, second] = measured;
-        let measured = if traced == 0 {
-            [second, first]
-        } else {
-            [first, second]
-        };
-        Ok((measured, own))
+        Ok(tracer)
     }
 
     /// Has both servers asked at the same time.
@@ -364,19 +288,8 @@ const MEASURES: [Measure; 3] = [
     },
 ];
 
-impl Pair {
-    /// Traced to untraced: the geometric mean of both stretches, in which what one server has by itself cancels out.
-    fn ratio(&self, of: fn(&Measured) -> f64) -> f64 {
-        let [first, second] = self
-            .stretches
-            .each_ref()
-            .map(|[untraced, traced]| of(traced) / of(untraced));
-        (first * second).sqrt()
-    }
-}
-
 /// How much more of the server's time a traced request takes, in microseconds: the median.
-fn added_us(pairs: &[Pair]) -> f64 {
+fn added_us(pairs: &[Pair<Measured>]) -> f64 {
     let [_, _, time] = MEASURES;
     let added = pairs.iter().flat_map(|pair| &pair.stretches);
     let added = added.map(|[untraced, traced]| (time.of)(traced) - (time.of)(untraced));
@@ -384,7 +297,7 @@ fn added_us(pairs: &[Pair]) -> f64 {
 }
 
 /// The rows of the table.
-fn rows(name: &str, pairs: &[Pair]) -> String {
+fn rows(name: &str, pairs: &[Pair<Measured>]) -> String {
     let mut text = String::new();
     for Measure {
         name: what,
@@ -393,17 +306,16 @@ fn rows(name: &str, pairs: &[Pair]) -> String {
         of,
     } in MEASURES
     {
-        let [untraced, traced]: [f64; 2] = array::from_fn(|side| {
-            let all = pairs.iter().flat_map(|pair| &pair.stretches);
-            median(&all.map(|stretch| of(&stretch[side])).collect::<Vec<_>>())
-        });
-        let ratios: Vec<f64> = pairs.iter().map(|pair| pair.ratio(of)).collect();
-        let ratio = median(&ratios);
-        let apart: Vec<f64> = ratios.iter().map(|one| (one - ratio).abs()).collect();
+        let Compared {
+            untraced,
+            traced,
+            ratio,
+            apart,
+        } = Compared::of(pairs, of);
         let _ = writeln!(
             text,
             "| {name} | {what} | {untraced:.digits$}{unit} | {traced:.digits$}{unit} | **{ratio:.3} ×** | {:.1} % |",
-            median(&apart) * 100.0
+            apart * 100.0
         );
     }
     text

@@ -1,44 +1,53 @@
 //! How much slower programs are under leaktrace and under bpftrace than untraced.
 //!
-//! One program runs throughout and prints four times a second how many operations it manages; untraced and traced
-//! stretches take turns, so that a machine whose speed drifts does not matter. A stretch under the default settings
-//! begins the moment leaktrace is started, so that the storm of its first second is in it.
+//! Programs print four times a second how many operations they manage. Under the default settings, where hundredths count, two
+//! copies run side by side ([`super::side_by_side`]); a stretch begins the moment leaktrace is started, so that the storm of its
+//! first second is in it. Where an operation takes many times as long, one copy runs throughout, and untraced and traced
+//! stretches take turns.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use leaktrace_fixtures::build::{self, Variant};
 use leaktrace_fixtures::program::Program;
 
+use super::side_by_side::{Compared, Half, Pair};
 use super::{Section, Setup, median, plot};
 use crate::go;
 
-/// A program: its name, what it does, and what bpftrace counts in it.
-const PROGRAMS: [(&str, &str, &[&str]); 3] = [
-    (
-        "spawn-storm",
-        "goroutine born and ended",
-        &["runtime.newproc1", "runtime.goexit1"],
-    ),
-    (
-        "ping-pong",
-        "round trip over channels",
-        &["runtime.park_m", "runtime.ready"],
-    ),
-    (
-        "timer-storm",
-        "timer armed and stopped",
-        &["time.newTimer", "time.stopTimer"],
-    ),
+struct Subject {
+    name: &'static str,
+    /// What it does all the time.
+    operation: &'static str,
+    /// What bpftrace counts in it.
+    functions: &'static [&'static str],
+}
+
+const SUBJECTS: [Subject; 3] = [
+    Subject {
+        name: "spawn-storm",
+        operation: "goroutine born and ended",
+        functions: &["runtime.newproc1", "runtime.goexit1"],
+    },
+    Subject {
+        name: "ping-pong",
+        operation: "round trip over channels",
+        functions: &["runtime.park_m", "runtime.ready"],
+    },
+    Subject {
+        name: "timer-storm",
+        operation: "timer armed and stopped",
+        functions: &["time.newTimer", "time.stopTimer"],
+    },
 ];
 
-/// Who traces, and with what arguments of `leaktrace record`; none of them: bpftrace.
-const TRACERS: [(&str, Option<&[&str]>); 4] = [
-    ("leaktrace", Some(&[])),
+/// Who traces without a budget, and with what arguments of `leaktrace record`; none of them: bpftrace.
+const TRACERS: [(&str, Option<&[&str]>); 3] = [
     (
         "leaktrace --events lifecycle --budget off",
         Some(&["--events", "lifecycle", "--budget", "off"]),
@@ -53,62 +62,36 @@ const TRACERS: [(&str, Option<&[&str]>); 4] = [
 /// Measures all of them.
 pub fn run(setup: &Setup) -> Result<Section> {
     let toolchain = go::install(&setup.go)?;
-    let mut table = format!(
-        "Go {}; medians of {} pairs. Stretches under the default settings last {} s and begin with leaktrace's start; the\n\
-         others {} s, with the probes on. \"First second\" is the slowest one in the first {FIRST_SECONDS} s of a stretch, in which\n\
-         leaktrace starts; \"any second\" is the slowest one of the whole stretch. Both are against the mean of the untraced\n\
-         stretch, and so is what stands beside them: the same of the untraced stretch itself, the machine's own unrest.\n\n\
-         | program | operation | tracer | untraced | traced | added | slow-down | first second | any second |\n\
-         |---|---|---|--:|--:|--:|--:|--:|--:|\n",
+    let mut beside = format!(
+        "Under the default settings: two copies of a program side by side, each with half of one processor, Go {}. One of the two\n\
+         is traced for {} s, which begin with leaktrace's start, and then the other; leaktrace works in the half of the one that it\n\
+         traces, so that what it takes weighs double. Medians of {} such pairs; apart is how far a pair is from the median, in\n\
+         the middle. \"First second\" is the slowest one of the first {FIRST_SECONDS} s against the same second of the untraced copy,\n\
+         \"any second\" the slowest one of all; leaktrace is what it takes of the processor itself.\n\
+         Nobody traces for {} s.\n\n\
+         | program | operation | traced by | untraced | traced | traced : untraced | apart | first second | any second | leaktrace |\n\
+         |---|---|---|--:|--:|--:|--:|--:|--:|--:|\n",
         setup.go,
-        setup.pairs,
         setup.seconds,
-        short(setup)
+        setup.pairs,
+        short(setup),
     );
-    let mut rows = Vec::new();
+    let mut turns = format!(
+        "\nWithout a budget: one copy, the whole machine, {} pairs of an untraced and a traced stretch of {} s, with the probes on.\n\n\
+         | program | operation | tracer | untraced | traced | added | slow-down |\n|---|---|---|--:|--:|--:|--:|\n",
+        setup.pairs,
+        short(setup),
+    );
     let mut notes = String::new();
-    for (name, operation, functions) in PROGRAMS {
-        if setup.program.as_deref().is_some_and(|only| only != name) {
+    let mut bars = Vec::new();
+    for subject in &SUBJECTS {
+        if (setup.program.as_deref()).is_some_and(|only| only != subject.name) {
             continue;
         }
-        let executable = build::build(name, &toolchain, Variant::DEFAULT)?;
-        let mut added = Vec::new();
-        for (tracer, arguments) in TRACERS {
-            eprintln!("{name} under {tracer}");
-            let Some(costs) = compare(setup, &executable, tracer, arguments, functions)? else {
-                let _ = writeln!(
-                    table,
-                    "| {name} | {operation} | {tracer} | | | not installed | | | |"
-                );
-                continue;
-            };
-            let is_default = arguments == Some(&[]);
-            let second = |of: fn(&Stretch) -> f64| match is_default {
-                true => format!(
-                    "{:.2} ×, untraced {:.2} ×",
-                    costs.against_untraced(&costs.traced, of),
-                    costs.against_untraced(&costs.untraced, of)
-                ),
-                false => String::new(),
-            };
-            let _ = writeln!(
-                table,
-                "| {name} | {operation} | {tracer} | {} | {} | {} | **{:.2} ×** | {} | {} |",
-                time(typical(&costs.untraced)),
-                time(typical(&costs.traced)),
-                time(costs.added()),
-                costs.ratio(),
-                second(|stretch| stretch.first),
-                second(|stretch| stretch.slowest),
-            );
-            added.push(costs.added());
-            rows.push((
-                format!("{name}, {}", short_name(tracer)),
-                costs.ratio(),
-                format!("{:.2} ×", costs.ratio()),
-            ));
-        }
-        if let (&[_, lifecycle, _, bpftrace], "spawn-storm") = (added.as_slice(), name) {
+        let executable = build::build(subject.name, &toolchain, Variant::DEFAULT)?;
+        by_default(setup, subject, &executable, &mut beside, &mut bars)?;
+        let added = without_budget(setup, subject, &executable, &mut turns, &mut bars)?;
+        if let (&[lifecycle, _, bpftrace], "spawn-storm") = (added.as_slice(), subject.name) {
             let _ = writeln!(
                 notes,
                 "\nFor a goroutine born and ended leaktrace adds {:.1} % of what bpftrace adds.",
@@ -116,14 +99,169 @@ pub fn run(setup: &Setup) -> Result<Section> {
             );
         }
     }
-    notes += "\n![slow-down](cost-slow-down.svg)\n";
     Ok(Section {
-        markdown: table + &notes,
+        markdown: format!("{beside}{turns}{notes}\n![slow-down](cost-slow-down.svg)\n"),
         plots: vec![(
             "cost-slow-down.svg",
-            plot::bars("Time of an operation, traced : untraced", &rows),
+            plot::bars("Time of an operation, traced : untraced", &bars),
         )],
     })
+}
+
+/// A bar of the plot: what it shows, how long it is, and what stands beside it.
+type Bar = (String, f64, String);
+
+/// Rows of the first table: nobody, and leaktrace's default settings.
+fn by_default(
+    setup: &Setup,
+    Subject {
+        name, operation, ..
+    }: &Subject,
+    executable: &Path,
+    table: &mut String,
+    bars: &mut Vec<Bar>,
+) -> Result<()> {
+    let sides = [
+        Side::start("first", executable)?,
+        Side::start("second", executable)?,
+    ];
+    for is_traced in [false, true] {
+        let by = if is_traced { "leaktrace" } else { "nobody" };
+        eprintln!("{name} under {by}");
+        let pairs = side_by_side(setup, &sides, is_traced)?;
+        let Compared {
+            untraced,
+            traced,
+            ratio,
+            apart,
+        } = Compared::of(&pairs, Stretch::mean);
+        let own: Vec<f64> = pairs.iter().map(|pair| pair.own).collect();
+        let _ = writeln!(
+            table,
+            "| {name} | {operation} | {by} | {} | {} | **{ratio:.3} ×** | {:.1} % | {:.2} × | {:.2} × | {:.2} % |",
+            time(untraced),
+            time(traced),
+            apart * 100.0,
+            slowest(&pairs, FIRST_SECONDS),
+            slowest(&pairs, u32::MAX),
+            median(&own) * 100.0
+        );
+        if is_traced {
+            bars.push((format!("{name}, {by}"), ratio, format!("{ratio:.2} ×")));
+        }
+    }
+    Ok(())
+}
+
+/// Rows of the second table. Answers what each tracer adds to an operation, as far as it is there.
+fn without_budget(
+    setup: &Setup,
+    Subject {
+        name,
+        operation,
+        functions,
+    }: &Subject,
+    executable: &Path,
+    table: &mut String,
+    bars: &mut Vec<Bar>,
+) -> Result<Vec<f64>> {
+    let mut added = Vec::new();
+    for (tracer, arguments) in TRACERS {
+        eprintln!("{name} under {tracer}");
+        let Some(costs) = compare(setup, executable, tracer, arguments, functions)? else {
+            let _ = writeln!(
+                table,
+                "| {name} | {operation} | {tracer} | | | not installed | |"
+            );
+            continue;
+        };
+        let _ = writeln!(
+            table,
+            "| {name} | {operation} | {tracer} | {} | {} | {} | **{:.2} ×** |",
+            time(typical(&costs.untraced)),
+            time(typical(&costs.traced)),
+            time(costs.added()),
+            costs.ratio(),
+        );
+        added.push(costs.added());
+        bars.push((
+            format!("{name}, {}", short_name(tracer)),
+            costs.ratio(),
+            format!("{:.2} ×", costs.ratio()),
+        ));
+    }
+    Ok(added)
+}
+
+/// A copy of a program, and the half of the processor that it has.
+struct Side {
+    // Ends before its half goes.
+    program: Program,
+    half: Half,
+}
+
+impl Side {
+    fn start(name: &str, executable: &Path) -> Result<Self> {
+        let half = Half::new(name)?;
+        let report = format!("{REPORT}ms");
+        let program = Program::spawn(half.command(executable).args(["-report", &report]))?;
+        Ok(Self { program, half })
+    }
+}
+
+/// Two copies of a program, in turn under leaktrace's default settings or under nothing.
+fn side_by_side(setup: &Setup, sides: &[Side; 2], is_traced: bool) -> Result<Vec<Pair<Stretch>>> {
+    let seconds = if is_traced {
+        setup.seconds
+    } else {
+        short(setup)
+    };
+    let start = |traced: usize| {
+        // The kernel takes a moment to take the last probes off.
+        thread::sleep(Duration::from_secs(1));
+        let Side { program, half } = &sides[traced];
+        let mut command = record(half.command(&setup.leaktrace), program.pid());
+        is_traced
+            .then(|| Tracer::start(&mut command, "leaktrace", None))
+            .transpose()
+    };
+    let measure = || {
+        let [first, second] = sides;
+        forget(&first.program);
+        forget(&second.program);
+        Ok([
+            listen(&first.program, seconds)?,
+            listen(&second.program, seconds)?,
+        ])
+    };
+    let pairs = (0..setup.pairs).map(|number| {
+        let pair = Pair::measure(start, measure)?;
+        eprintln!("pair {}: {:.3} ×", number + 1, pair.ratio(Stretch::mean));
+        Ok(pair)
+    });
+    pairs.collect()
+}
+
+/// The slowest second in the first ones of the traced, against the same of the untraced: the median.
+fn slowest(pairs: &[Pair<Stretch>], seconds: u32) -> f64 {
+    let all = pairs.iter().flat_map(|pair| &pair.stretches);
+    let slowest = all.map(|[untraced, traced]| traced.slowest_against(untraced, seconds));
+    median(&slowest.collect::<Vec<_>>())
+}
+
+/// leaktrace as it is when nobody says more than what is to be traced.
+fn record(mut leaktrace: Command, pid: u32) -> Command {
+    let pid = pid.to_string();
+    leaktrace.args([
+        "record",
+        "--duration",
+        "1h",
+        "-o",
+        "/dev/null",
+        "--pid",
+        &pid,
+    ]);
+    leaktrace
 }
 
 /// Seconds of a stretch that is not under the default settings.
@@ -159,27 +297,11 @@ fn compare(
         };
         return measure(executable, &[], setup.pairs, short(setup), start).map(Some);
     };
-    let seconds = if arguments.is_empty() {
-        setup.seconds
-    } else {
-        short(setup)
-    };
-    measure(executable, &[], setup.pairs, seconds, |pid| {
-        let mut command = Command::new(&setup.leaktrace);
-        command.args([
-            "record",
-            "--duration",
-            "1h",
-            "-o",
-            "/dev/null",
-            "--pid",
-            &pid.to_string(),
-        ]);
+    measure(executable, &[], setup.pairs, short(setup), |pid| {
+        let mut command = record(Command::new(&setup.leaktrace), pid);
         let tracer = Tracer::start(command.args(arguments), name, None)?;
-        if !arguments.is_empty() {
-            // Until the probes are on.
-            std::thread::sleep(Duration::from_secs(1));
-        }
+        // Until the probes are on.
+        thread::sleep(Duration::from_secs(1));
         Ok(tracer)
     })
     .map(Some)
@@ -206,14 +328,32 @@ pub struct Costs {
     traced: Vec<Stretch>,
 }
 
-/// What a program says in a stretch: nanoseconds per operation.
-struct Stretch {
-    /// Over all of it.
-    mean: f64,
-    /// In the slowest second at its start.
-    first: f64,
-    /// In its slowest second.
-    slowest: f64,
+/// What a program says in a stretch: how many operations a second, each [`REPORT`].
+struct Stretch(Vec<f64>);
+
+impl Stretch {
+    /// Nanoseconds per operation.
+    fn mean(&self) -> f64 {
+        cost(&self.0)
+    }
+
+    /// What a second costs against the same second of another stretch, where that is most, in the first seconds.
+    fn slowest_against(&self, other: &Self, seconds: u32) -> f64 {
+        const A_SECOND: usize = (1000 / REPORT) as usize;
+        let of = |stretch: &Self| -> Vec<f64> { stretch.0.windows(A_SECOND).map(cost).collect() };
+        let (own, others) = (of(self), of(other));
+        let ratios = own.iter().zip(&others).map(|(own, other)| own / other);
+        let begin = (seconds as usize)
+            .saturating_sub(1)
+            .saturating_mul(A_SECOND)
+            .saturating_add(1);
+        ratios.take(begin).fold(0.0, f64::max)
+    }
+}
+
+/// Nanoseconds per operation at these rates.
+fn cost(rates: &[f64]) -> f64 {
+    1e9 * rates.len() as f64 / rates.iter().sum::<f64>()
 }
 
 /// Seconds at the start of a stretch in which leaktrace starts, puts its probes on, and finds out what they cost.
@@ -259,33 +399,37 @@ pub fn measure(
 impl Costs {
     /// How often as long an operation takes when traced: the median over the pairs.
     pub fn ratio(&self) -> f64 {
-        self.against_untraced(&self.traced, |stretch| stretch.mean)
+        let ratios = (self.traced.iter().zip(&self.untraced))
+            .map(|(traced, untraced)| traced.mean() / untraced.mean());
+        median(&ratios.collect::<Vec<_>>())
     }
 
     /// What being traced adds to an operation, in nanoseconds.
     pub fn added(&self) -> f64 {
         let added = (self.traced.iter().zip(&self.untraced))
-            .map(|(traced, untraced)| traced.mean - untraced.mean);
+            .map(|(traced, untraced)| traced.mean() - untraced.mean());
         median(&added.collect::<Vec<_>>())
-    }
-
-    /// Something of these stretches, against the mean of the untraced stretch in the same pair: the median.
-    fn against_untraced(&self, stretches: &[Stretch], of: fn(&Stretch) -> f64) -> f64 {
-        let ratios =
-            (stretches.iter().zip(&self.untraced)).map(|(one, untraced)| of(one) / untraced.mean);
-        median(&ratios.collect::<Vec<_>>())
     }
 }
 
 /// Nanoseconds per operation: the median of these stretches.
 fn typical(stretches: &[Stretch]) -> f64 {
-    let means: Vec<f64> = stretches.iter().map(|stretch| stretch.mean).collect();
+    let means: Vec<f64> = stretches.iter().map(Stretch::mean).collect();
     median(&means)
 }
 
 fn stretch(program: &Program, seconds: u32) -> Result<Stretch> {
-    // What was printed before is of the time before.
+    forget(program);
+    listen(program, seconds)
+}
+
+/// What was printed before is of the time before.
+fn forget(program: &Program) {
     while program.line_at_once().is_some() {}
+}
+
+/// What the program says from now on.
+fn listen(program: &Program, seconds: u32) -> Result<Stretch> {
     let mut rates = Vec::new();
     for _ in 0..seconds * 1000 / REPORT {
         let line = program.line()?;
@@ -295,15 +439,7 @@ fn stretch(program: &Program, seconds: u32) -> Result<Stretch> {
                 .context("the program prints ops_per_second")?,
         );
     }
-    let a_second = (1000 / REPORT) as usize;
-    let cost = |rates: &[f64]| 1e9 * rates.len() as f64 / rates.iter().sum::<f64>();
-    let slowest = |rates: &[f64]| rates.windows(a_second).map(cost).fold(0.0, f64::max);
-    let beginning = rates.get(..a_second * FIRST_SECONDS as usize);
-    Ok(Stretch {
-        mean: cost(&rates),
-        first: slowest(beginning.unwrap_or(&rates)),
-        slowest: slowest(&rates),
-    })
+    Ok(Stretch(rates))
 }
 
 fn time(ns: f64) -> String {
@@ -341,7 +477,7 @@ impl Tracer {
                 }
             }
             // It says so before it does so.
-            std::thread::sleep(Duration::from_secs(1));
+            thread::sleep(Duration::from_secs(1));
         }
         Ok(tracer)
     }
@@ -357,5 +493,26 @@ impl Drop for Tracer {
         // Both fail only when it has ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Stretch;
+
+    #[test]
+    fn a_slow_second_is_one_that_the_other_did_not_have() {
+        // The machine halves in the third second, the traced one alone in the fifth; it loses a fifth of the first.
+        let other = [100.0, 100.0, 50.0, 100.0, 100.0];
+        let own = [80.0, 100.0, 50.0, 100.0, 50.0];
+        let stretch = |rates: [f64; 5]| Stretch(rates.iter().flat_map(|rate| [*rate; 4]).collect());
+        let slowest = |seconds| stretch(own).slowest_against(&stretch(other), seconds);
+        for (seconds, expected) in [(1, 1.25), (4, 1.25), (5, 2.0), (u32::MAX, 2.0)] {
+            let found = slowest(seconds);
+            assert!(
+                (found - expected).abs() < 1e-9,
+                "of {seconds} seconds: {found}"
+            );
+        }
     }
 }
