@@ -157,8 +157,8 @@ fn section(document: &str, heading: &str) -> Option<String> {
 
 const HEAD: &str = "# What leaktrace costs\n\n\
     Written by `cargo xtask bench`. Everything is compared within one run on one machine: a program traced and untraced\n\
-    in turn, or two copies of it side by side; leaktrace and others on the same program. On bare metal a probe costs about a third of what it does in a\n\
-    virtual machine; the ratios stay.\n";
+    in turn, or two copies of it side by side; leaktrace and others on the same program. On bare metal a probe costs\n\
+    about a third of what it does in a virtual machine; the ratios stay.\n";
 
 fn today() -> Result<String> {
     let output = Command::new("date").arg("-u").arg("+%Y-%m-%d").output();

@@ -67,8 +67,8 @@ pub fn run(setup: &Setup) -> Result<Section> {
          is traced for {} s, which begin with leaktrace's start, and then the other; leaktrace works in the half of the one that it\n\
          traces, so that what it takes weighs double. Medians of {} such pairs; apart is how far a pair is from the median, in\n\
          the middle. \"First second\" is the slowest one of the first {FIRST_SECONDS} s against the same second of the untraced copy,\n\
-         \"any second\" the slowest one of all; leaktrace is what it takes of the processor itself.\n\
-         Nobody traces for {} s.\n\n\
+         \"any second\" the slowest one of all; leaktrace is what it takes of the processor itself. Nobody traces\n\
+         for {} s.\n\n\
          | program | operation | traced by | untraced | traced | traced : untraced | apart | first second | any second | leaktrace |\n\
          |---|---|---|--:|--:|--:|--:|--:|--:|--:|\n",
         setup.go,
