@@ -154,10 +154,7 @@ impl Watcher {
         if self.idle > 0 {
             for site in report["sites"].as_array().into_iter().flatten() {
                 if site["verdict"] == "leak" {
-                    row.mistakes.push(format!(
-                        "called a leak: {} ({}): {}",
-                        site["site"], site["rule"], site["evidence"]
-                    ));
+                    row.mistakes.push(format!("called a leak: {}", why(site)));
                 }
             }
         }
@@ -193,6 +190,12 @@ impl Watcher {
         }
         Ok(())
     }
+}
+
+/// A line of code, by which rule it has its verdict, and what was seen.
+fn why(site: &Value) -> String {
+    let (line, rule, evidence) = (&site["site"], &site["rule"], &site["evidence"]);
+    format!("{line} ({rule}): {evidence}")
 }
 
 /// Checks that the process is refused as its file was, and the file for the reason that was expected.
@@ -305,6 +308,9 @@ impl Row {
         for site in report["sites"].as_array().into_iter().flatten() {
             for (level, count) in &mut verdicts {
                 *count += u64::from(site["verdict"] == *level);
+            }
+            if site["verdict"] == "suspect" {
+                self.remarks.push(format!("suspect: {}", why(site)));
             }
         }
         let words = verdicts
