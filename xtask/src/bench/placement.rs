@@ -43,7 +43,7 @@ pub fn run(setup: &Setup) -> Result<Section> {
                 "uprobe:{}:{offset:#x} {{ @ = count(); }}",
                 executable.display()
             );
-            let costs = measure(&executable, &[], setup.pairs, SECONDS, |_| {
+            let costs = measure(&executable, setup.pairs, SECONDS, |_| {
                 let mut command = Command::new("bpftrace");
                 Tracer::start(
                     command.args(["--unsafe", "-e", &script]),
@@ -66,7 +66,7 @@ pub fn run(setup: &Setup) -> Result<Section> {
         text += "| bpftrace | not installed |\n";
     }
     eprintln!("leaktrace");
-    let costs = measure(&executable, &[], setup.pairs, SECONDS, |pid| {
+    let costs = measure(&executable, setup.pairs, SECONDS, |pid| {
         let mut command = Command::new(&setup.leaktrace);
         command.args([
             "record",

@@ -20,6 +20,7 @@ use super::side_by_side::{Compared, Half, Pair};
 use super::{Section, Setup, median, plot};
 use crate::go;
 
+/// A program that does one thing.
 struct Subject {
     name: &'static str,
     /// What it does all the time.
@@ -295,9 +296,9 @@ fn compare(
                 Some("Attaching"),
             )
         };
-        return measure(executable, &[], setup.pairs, short(setup), start).map(Some);
+        return measure(executable, setup.pairs, short(setup), start).map(Some);
     };
-    measure(executable, &[], setup.pairs, short(setup), |pid| {
+    measure(executable, setup.pairs, short(setup), |pid| {
         let mut command = record(Command::new(&setup.leaktrace), pid);
         let tracer = Tracer::start(command.args(arguments), name, None)?;
         // Until the probes are on.
@@ -362,17 +363,15 @@ const FIRST_SECONDS: u32 = 3;
 /// How often programs print, in milliseconds.
 const REPORT: u32 = 250;
 
-/// Runs the program with these flags, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
+/// Runs the program, and takes turns: a stretch alone, a stretch with the tracer that `start` starts.
 pub fn measure(
     executable: &Path,
-    flags: &[&str],
     pairs: u32,
     seconds: u32,
     start: impl Fn(u32) -> Result<Tracer>,
 ) -> Result<Costs> {
     let report = format!("{REPORT}ms");
-    let flags: Vec<&str> = flags.iter().copied().chain(["-report", &report]).collect();
-    let program = Program::start(executable, &flags)?;
+    let program = Program::start(executable, &["-report", &report])?;
     let mut costs = Costs::default();
     for pair in 0..pairs {
         let trace = || -> Result<Stretch> {
