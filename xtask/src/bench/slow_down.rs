@@ -20,10 +20,10 @@ use super::side_by_side::{Compared, Half, Pair};
 use super::{Section, Setup, median, plot};
 use crate::go;
 
-/// A program that does one thing.
+/// A program that does one thing all the time.
 struct Subject {
     name: &'static str,
-    /// What it does all the time.
+    /// That one thing.
     operation: &'static str,
     /// What bpftrace counts in it.
     functions: &'static [&'static str],
@@ -144,7 +144,7 @@ fn by_default(
             time(traced),
             apart * 100.0,
             slowest(&pairs, FIRST_SECONDS),
-            slowest(&pairs, u32::MAX),
+            slowest(&pairs, setup.seconds),
             median(&own) * 100.0
         );
         if is_traced {
@@ -344,11 +344,9 @@ impl Stretch {
         let of = |stretch: &Self| -> Vec<f64> { stretch.0.windows(A_SECOND).map(cost).collect() };
         let (own, others) = (of(self), of(other));
         let ratios = own.iter().zip(&others).map(|(own, other)| own / other);
-        let begin = (seconds as usize)
-            .saturating_sub(1)
-            .saturating_mul(A_SECOND)
-            .saturating_add(1);
-        ratios.take(begin).fold(0.0, f64::max)
+        // Those that end within these seconds.
+        let whole = (seconds as usize * A_SECOND).saturating_sub(A_SECOND - 1);
+        ratios.take(whole).fold(0.0, f64::max)
     }
 }
 
